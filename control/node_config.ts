@@ -1,0 +1,247 @@
+/**
+ * What a node is made of, checked.
+ *
+ * @module
+ */
+
+import { isIP } from "node:net";
+import { z } from "zod";
+import { parsePrefix } from "./prefix.ts";
+
+/** A pair of prefixes between which packets may pass, seen from this node. */
+export interface AllowedRoute {
+  /** Addresses on this side: the inner source of what is sent, the inner destination of what is received. */
+  readonly src: string;
+  /** Addresses on the peer's side. */
+  readonly dst: string;
+}
+
+/** The tunnel's network device. */
+export interface NodeDeviceConfig {
+  /** The interface's name, 1 to 15 bytes. @default "icx0" */
+  readonly name: string;
+  /** Addresses with prefix length, such as `10.9.0.1/24`. @default none */
+  readonly addresses: readonly string[];
+  /** Largest inner packet, in bytes, 68 to 65535; `undefined` takes what the path to the peers allows. */
+  readonly mtuBytes: number | undefined;
+}
+
+/** One peer and its network. */
+export interface NodePeerConfig {
+  /** Its name or IP address on the underlay. */
+  readonly host: string;
+  /** Its data port. @default 6081 */
+  readonly port: number;
+  /** Its control port. @default the node's own control port */
+  readonly controlPort: number;
+  /** Its public key: base64 of the SPKI DER, or the path of a file that holds that. */
+  readonly publicKey: string;
+  /** The network's number, 0 to 16777215; the same on both sides, another one for each peer. @default 1 */
+  readonly vni: number;
+  /** What may pass. @default everything: 0.0.0.0/0 and ::/0 on both sides */
+  readonly allowedRoutes: readonly AllowedRoute[];
+  /** Frames per second of this peer that reach the AEAD; 0 for no limit. @default 0 */
+  readonly rxRateLimitPps: number;
+}
+
+/** A node, ready to be opened. {@linkcode parseNodeConfig} makes one. */
+export interface NodeConfig {
+  /** The file with the private key, readable by its owner alone; `-` reads it from stdin. */
+  readonly identityKeyFile: string;
+  /** The underlay address to bind; `undefined` for all. */
+  readonly localAddress: string | undefined;
+  /** The own data port. @default 6081 */
+  readonly port: number;
+  /** The own control port, another than `port`. @default 6082 */
+  readonly controlPort: number;
+  /** The tunnel's network device. */
+  readonly device: NodeDeviceConfig;
+  /** Time between two key exchanges, in milliseconds, 1000 to 43200000. @default 120000 */
+  readonly rekeyIntervalMs: number;
+  /** Time between two keepalives, in milliseconds; 0 for none. @default 25000 */
+  readonly keepaliveMs: number;
+  /** Whether the outer source address of a frame must be the peer's. @default true */
+  readonly peerFilter: boolean;
+  /** Whether the outer source port follows the inner flow. @default false */
+  readonly sourcePortHashing: boolean;
+  /** The peers, at least one. */
+  readonly peers: readonly NodePeerConfig[];
+}
+
+const EVERYWHERE: readonly AllowedRoute[] = [
+  { src: "0.0.0.0/0", dst: "0.0.0.0/0" },
+  { src: "::/0", dst: "::/0" },
+];
+
+function integer(min: number, max: number) {
+  const message = `must be an integer from ${min} to ${max}`;
+  return z.number(message).int(message).min(min, message).max(max, message);
+}
+
+const text = z.string("must be text").min(1, "must not be empty");
+const port = integer(1, 65535);
+
+const ipAddress = text.refine((value) => isIP(value) !== 0, "must be an IP address");
+
+const interfaceAddress = text.superRefine((value, context) => {
+  try {
+    parsePrefix(value);
+  } catch {
+    context.addIssue({ code: "custom", message: "must be an IP address with prefix length, such as 10.9.0.1/24" });
+  }
+});
+
+const prefix = text.superRefine((value, context) => {
+  try {
+    const { address, length, network } = parsePrefix(value);
+    if (`${address}/${length}` !== network) {
+      context.addIssue({ code: "custom", message: `must have no bits set behind the prefix: ${network} would do` });
+    }
+  } catch {
+    context.addIssue({ code: "custom", message: "must be a prefix, such as 10.9.0.0/24 or 2001:db8::/32" });
+  }
+});
+
+const allowedRoute = z.strictObject({ src: prefix, dst: prefix }).superRefine(({ src, dst }, context) => {
+  if (src.includes(":") !== dst.includes(":")) {
+    context.addIssue({ code: "custom", message: 'must have "src" and "dst" of one IP version' });
+  }
+});
+
+const interfaceName = text.refine(
+  (name) => /^[^/\s:]+$/.test(name) && name !== "." && name !== ".." && new TextEncoder().encode(name).length <= 15,
+  "must be an interface name: 1 to 15 bytes without space, slash or colon",
+);
+
+const peerSchema = z.strictObject({
+  host: text.refine((host) => !/[\s/[\]]/.test(host), "must be a host name or an IP address, without brackets or port"),
+  port: port.default(6081),
+  controlPort: port.optional(),
+  publicKey: text,
+  vni: integer(0, 2 ** 24 - 1).default(1),
+  allowedRoutes: z.array(allowedRoute, "must be a list").min(1, "must have at least one entry")
+    .default(() => [...EVERYWHERE]),
+  rxRateLimitPps: integer(0, 2 ** 32 - 1).default(0),
+});
+
+const nodeSchema = z.strictObject({
+  identityKeyFile: text,
+  localAddress: ipAddress.optional(),
+  port: port.default(6081),
+  controlPort: port.default(6082),
+  device: z.strictObject({
+    name: interfaceName.default("icx0"),
+    addresses: z.array(interfaceAddress, "must be a list").default(() => []),
+    mtuBytes: integer(68, 65535).optional(),
+  }).prefault({}),
+  rekeyIntervalMs: integer(1000, 12 * 3_600_000).default(120_000),
+  keepaliveMs: integer(0, 24 * 3_600_000).default(25_000),
+  peerFilter: z.boolean("must be true or false").default(() => true),
+  sourcePortHashing: z.boolean("must be true or false").default(() => false),
+  peers: z.array(peerSchema, "must be a list").min(1, "must have at least one entry"),
+}).superRefine((config, context) => {
+  if (config.port === config.controlPort) {
+    context.addIssue({ code: "custom", path: ["controlPort"], message: 'must differ from "port"' });
+  }
+  const vnis = new Map<number, number>();
+  const routes = new Map<string, number>();
+  config.peers.forEach((peer, index) => {
+    const sameVni = vnis.get(peer.vni);
+    if (sameVni !== undefined) {
+      const message = `must differ from that of peers[${sameVni}]`;
+      context.addIssue({ code: "custom", path: ["peers", index, "vni"], message });
+    }
+    vnis.set(peer.vni, index);
+    peer.allowedRoutes.forEach((route, at) => {
+      const key = `${parsePrefix(route.src).network}=${parsePrefix(route.dst).network}`;
+      const owner = routes.get(key);
+      if (owner !== undefined && owner !== index) {
+        const message = `must belong to one peer: ${key} is among those of peers[${owner}] too`;
+        context.addIssue({ code: "custom", path: ["peers", index, "allowedRoutes", at], message });
+      }
+      routes.set(key, index);
+    });
+  });
+});
+
+/**
+ * Checks what was given for a node and fills in the defaults.
+ *
+ * @param input A plain object with the fields of {@linkcode NodeConfig}; those with a default may be left out.
+ * @returns The complete configuration.
+ * @throws {TypeError} When a field is missing, unknown or out of its range: the message has one line for each, with the
+ * field, what it must be and what it is.
+ *
+ * @example The shortest configuration
+ * ```ts
+ * import { parseNodeConfig } from "@icx/icx";
+ * import { strictEqual } from "node:assert";
+ *
+ * const config = parseNodeConfig({
+ *   identityKeyFile: "node.key",
+ *   peers: [{ host: "192.0.2.1", publicKey: "peer.pub" }],
+ * });
+ * strictEqual(config.peers[0]?.controlPort, 6082);
+ * strictEqual(config.device.name, "icx0");
+ * ```
+ */
+export function parseNodeConfig(input: unknown): NodeConfig {
+  const result = nodeSchema.safeParse(input);
+  if (!result.success) {
+    throw new TypeError(
+      `Cannot use the configuration:\n${result.error.issues.map((issue) => `- ${describe(issue, input)}`).join("\n")}`,
+    );
+  }
+  const { device, localAddress, peers, ...rest } = result.data;
+  return {
+    ...rest,
+    localAddress,
+    device: { ...device, mtuBytes: device.mtuBytes },
+    peers: peers.map((peer) => ({ ...peer, controlPort: peer.controlPort ?? rest.controlPort })),
+  };
+}
+
+/**
+ * What is allowed and still worth a second look.
+ *
+ * @param config A checked configuration.
+ * @returns One sentence for each finding; none if all is well.
+ */
+export function nodeConfigWarnings(config: NodeConfig): string[] {
+  const warnings: string[] = [];
+  for (const peer of config.peers) {
+    const open = peer.allowedRoutes.filter(({ src, dst }) => src.endsWith("/0") && dst.endsWith("/0"));
+    if (open.length > 0) {
+      const routes = open.map(({ src, dst }) => `${src}=${dst}`).join(" and ");
+      warnings.push(
+        `Every inner address may pass to and from ${peer.host} (${routes}): name the prefixes that the peer really has`,
+      );
+    }
+  }
+  if (!config.peerFilter) {
+    warnings.push("The peer filter is off: frames from any outer address are opened, which costs time under attack");
+  }
+  return warnings;
+}
+
+function describe(issue: z.core.$ZodIssue, input: unknown): string {
+  const path = issue.path.reduce<string>(
+    (done, part) =>
+      typeof part === "number" ? `${done}[${part}]` : done === "" ? String(part) : `${done}.${String(part)}`,
+    "",
+  );
+  const field = path === "" ? "the configuration" : `"${path}"`;
+  if (issue.code === "unrecognized_keys") {
+    const keys = issue.keys.map((key) => `"${key}"`).join(", ");
+    return `${field} must have known fields only: current value has ${keys}`;
+  }
+  const value = issue.path.reduce<unknown>(
+    (at, part) => typeof at === "object" && at !== null ? (at as Record<PropertyKey, unknown>)[part] : undefined,
+    input,
+  );
+  if (value === undefined && issue.code === "invalid_type") return `${field} must be given`;
+  const message = issue.code === "invalid_type" && !issue.message.startsWith("must")
+    ? "must be an object"
+    : issue.message;
+  return value === undefined ? `${field} ${message}` : `${field} ${message}: current value is ${JSON.stringify(value)}`;
+}
