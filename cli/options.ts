@@ -1,0 +1,258 @@
+/** The command line: which commands and options there are, and the typed values they make. */
+
+import { object, or } from "@optique/core/constructs";
+import { type RunOptions, runParser } from "@optique/core/facade";
+import { message, text } from "@optique/core/message";
+import { multiple, optional, withDefault } from "@optique/core/modifiers";
+import { argument, command, constant, negatableFlag, option } from "@optique/core/primitives";
+import { findSimilar } from "@optique/core/suggestion";
+import { extractOptionNames } from "@optique/core/usage";
+import { choice } from "@optique/core/valueparser";
+import {
+  address,
+  duration,
+  type Endpoint,
+  endpoint,
+  interfaceAddress,
+  interfaceName,
+  nonEmpty,
+  port,
+  type Route,
+  route,
+  whole,
+} from "./values.ts";
+
+const LOG_LEVELS = ["error", "warning", "info", "debug", "trace"] as const;
+const LOG_FORMATS = ["text", "json"] as const;
+/** Where packets can be moved today; `auto` picks the best of them. */
+const DATAPATHS = ["auto", "tun"] as const;
+
+const identityKey = option("--identity-key", nonEmpty("FILE", "the file that holds the private identity key"), {
+  description: message`File with the private identity key; - reads it from standard input.`,
+});
+
+const up = command(
+  "up",
+  object({
+    command: constant("up"),
+    peer: argument(endpoint(), { description: message`Where the peer receives data.` }),
+    identityKey,
+    peerKey: option("--peer-key", nonEmpty("KEY|FILE", "the peer's public key in base64, or a file that holds it"), {
+      description: message`The peer's public key in base64, or a file that holds it.`,
+    }),
+    addresses: multiple(option("--address", interfaceAddress(), {
+      description: message`Address of the tunnel device with its prefix length; may be given several times.`,
+    })),
+    allowedRoutes: multiple(option("--allowed-route", route(), {
+      description:
+        message`Inner packets that may pass, as seen from this node; one prefix stands for both; may be given several times. Default: everything, with a warning.`,
+    })),
+    interface: optional(option("-i", "--interface", interfaceName(), {
+      description: message`Underlay interface. The kernel's route decides; this checks that it leads where expected.`,
+    })),
+    localAddress: optional(option("--local-address", address(), {
+      description: message`Underlay address to send from and listen on. Default: any.`,
+    })),
+    port: withDefault(
+      option("-p", "--port", port(), { description: message`UDP port for data on this host.` }),
+      6081,
+      { message: message`${text("6081")}` },
+    ),
+    controlPort: withDefault(
+      option("--control-port", port(), { description: message`UDP port for key exchange on this host.` }),
+      6082,
+      { message: message`${text("6082")}` },
+    ),
+    peerControlPort: optional(option("--peer-control-port", port(), {
+      description: message`UDP port for key exchange on the peer. Default: as --control-port.`,
+    })),
+    vni: withDefault(
+      option("-v", "--vni", whole("VNI", 1, 0xff_ffff), {
+        description: message`Virtual network identifier; the same on both sides.`,
+      }),
+      1,
+      { message: message`${text("1")}` },
+    ),
+    rekeyIntervalMs: withDefault(
+      option("--rekey-interval", duration(100, 24 * 3_600_000), {
+        description: message`Time between key exchanges, such as 2m, 90s or 500ms. The initiator's counts.`,
+      }),
+      120_000,
+      { message: message`${text("2m")}` },
+    ),
+    tunDevice: withDefault(
+      option("-t", "--tun-device", interfaceName(), { description: message`Name of the tunnel device.` }),
+      "icx0",
+      { message: message`${text("icx0")}` },
+    ),
+    tunMtu: optional(option("-m", "--tun-mtu", whole("BYTES", 576, 65535), {
+      description: message`MTU of the tunnel device. Default: from the path, 1392 at 1500.`,
+    })),
+    datapath: withDefault(
+      option("--datapath", choice(DATAPATHS, { metavar: "KIND" }), {
+        description: message`What moves the packets: tun (a TUN device and UDP sockets), or auto.`,
+      }),
+      "auto",
+      { message: message`${text("auto")}` },
+    ),
+    sourcePortHash: optional(
+      negatableFlag({ positive: "--source-port-hash", negative: "--no-source-port-hash" }, {
+        description: message`Vary the outer source port with the inner flow. Default: off over UDP sockets.`,
+      }),
+    ),
+    noPeerIpFilter: option("--no-peer-ip-filter", {
+      description: message`Accept data from any outer address; authentication stays.`,
+    }),
+    rxRateLimit: withDefault(
+      option("--rx-rate-limit", whole("PPS", 0, 0xffff_ffff), {
+        description: message`Packets per second to open at most; 0 is no limit.`,
+      }),
+      0,
+      { message: message`${text("none")}` },
+    ),
+    outerUdpChecksum: option("--outer-udp-checksum", {
+      description: message`Compute the outer UDP checksum over IPv4 (raw underlays; UDP sockets always do).`,
+    }),
+    statsIntervalMs: optional(option("--stats-interval", duration(100, 24 * 3_600_000), {
+      description: message`Log the counters this often. Default: only at the end.`,
+    })),
+    logLevel: withDefault(
+      option("--log-level", choice(LOG_LEVELS, { metavar: "LEVEL" }), { description: message`How much to say.` }),
+      "info",
+      { message: message`${text("info")}` },
+    ),
+    logFormat: optional(option("--log-format", choice(LOG_FORMATS, { metavar: "FORMAT" }), {
+      description: message`Text or JSON lines. Default: text on a terminal, else JSON lines.`,
+    })),
+  }),
+  {
+    brief: message`Run a tunnel to a peer in the foreground.`,
+    description:
+      message`Runs a tunnel to one peer in the foreground until SIGINT or SIGTERM. A bare "icx ... PEER-HOST:PORT" means the same.`,
+  },
+);
+
+const genkey = command(
+  "genkey",
+  object({
+    command: constant("genkey"),
+    file: optional(argument(nonEmpty("FILE|-", "a file name, or - for standard output"), {
+      description: message`Where to write the private key; - is standard output.`,
+    })),
+    identityKey: optional(identityKey),
+    force: option("--force", { description: message`Replace an existing file.` }),
+  }),
+  {
+    brief: message`Make a private identity key.`,
+    description:
+      message`Makes a private identity key, writes it to a file with mode 0600 (never over an existing one), and prints the public key to standard error.`,
+  },
+);
+
+const pubkey = command(
+  "pubkey",
+  object({
+    command: constant("pubkey"),
+    file: optional(argument(nonEmpty("FILE|-", "a file name, or - for standard input"), {
+      description: message`Private key to read; - or nothing is standard input.`,
+    })),
+    identityKey: optional(identityKey),
+  }),
+  {
+    brief: message`Print the public key of a private identity key.`,
+    description:
+      message`Reads a private identity key and prints its public key, which is what the peer's --peer-key takes.`,
+  },
+);
+
+const demo = command(
+  "demo",
+  object({ command: constant("demo") }),
+  {
+    brief: message`Show a tunnel between two network namespaces of this host (needs root).`,
+    description:
+      message`Makes two network namespaces, runs a node in each, and shows handshake, ping, verified transfers, a rekey under load and the counters. Cleans up after itself.`,
+  },
+);
+
+const cli = or(up, genkey, pubkey, demo);
+
+/** Arguments of `icx up`, one field per option. */
+export interface UpArguments {
+  readonly command: "up";
+  readonly peer: Endpoint;
+  readonly identityKey: string;
+  readonly peerKey: string;
+  readonly addresses: readonly string[];
+  readonly allowedRoutes: readonly Route[];
+  readonly interface: string | undefined;
+  readonly localAddress: string | undefined;
+  readonly port: number;
+  readonly controlPort: number;
+  readonly peerControlPort: number | undefined;
+  readonly vni: number;
+  readonly rekeyIntervalMs: number;
+  readonly tunDevice: string;
+  readonly tunMtu: number | undefined;
+  readonly datapath: typeof DATAPATHS[number];
+  readonly sourcePortHash: boolean | undefined;
+  readonly noPeerIpFilter: boolean;
+  readonly rxRateLimit: number;
+  readonly outerUdpChecksum: boolean;
+  readonly statsIntervalMs: number | undefined;
+  readonly logLevel: typeof LOG_LEVELS[number];
+  readonly logFormat: typeof LOG_FORMATS[number] | undefined;
+}
+
+/** Arguments of `icx genkey`. */
+export interface GenkeyArguments {
+  readonly command: "genkey";
+  readonly file: string | undefined;
+  readonly identityKey: string | undefined;
+  readonly force: boolean;
+}
+
+/** Arguments of `icx pubkey`. */
+export interface PubkeyArguments {
+  readonly command: "pubkey";
+  readonly file: string | undefined;
+  readonly identityKey: string | undefined;
+}
+
+/** Arguments of `icx demo`. */
+export interface DemoArguments {
+  readonly command: "demo";
+}
+
+/** A parsed command line. */
+export type Arguments = UpArguments | GenkeyArguments | PubkeyArguments | DemoArguments;
+
+/** Parses a command line; help, version and errors go through the callbacks in `options`, which must not return. */
+export function parseArguments(args: readonly string[], options: RunOptions<never, never>): Arguments {
+  return runParser(cli, "icx", withDefaultCommand(args), options);
+}
+
+const COMMANDS = new Set(["up", "genkey", "pubkey", "demo", "completion"]);
+
+/** Puts `up` in front when the command is left out: when options come first, or something that looks like the peer. */
+function withDefaultCommand(args: readonly string[]): readonly string[] {
+  const first = args[0];
+  if (first === undefined || COMMANDS.has(first)) return args;
+  if (["-h", "--help", "--version", "--completion"].includes(first)) return args;
+  return first.startsWith("-") || first.includes(":") ? ["up", ...args] : args;
+}
+
+/** For the first option in `args` that no command knows: what is misspelt, and the names it may have meant. */
+export function findMisspelling(
+  args: readonly string[],
+): { readonly given: string; readonly similar: readonly string[] } | undefined {
+  const known = new Set([...extractOptionNames(cli.usage), "--help", "--version"]);
+  for (const arg of args) {
+    const given = arg.split("=", 1)[0] ?? arg;
+    if (arg === "--") return undefined;
+    if (/^--?[a-zA-Z]/.test(given) && !known.has(given)) {
+      return { given, similar: findSimilar(given, [...known].filter((name) => name.startsWith("--"))) };
+    }
+  }
+  return undefined;
+}
