@@ -1,0 +1,28 @@
+//! What moves packets in and out of the engine: TUN devices, UDP sockets and the worker threads between them,
+//! with the look-ups (routes, links, names) that setting them up takes.
+//!
+//! System calls that no safe crate offers are in the private module `sys`, one small safe function each; the rest of
+//! the crate has no unsafe code.
+
+pub mod clock;
+mod icmp;
+pub mod link;
+mod netlink;
+pub mod process;
+pub mod pump;
+pub mod resolve;
+pub mod route;
+#[expect(unsafe_code, reason = "system calls; each operation says why it is sound")]
+mod sys;
+pub mod tun;
+pub mod udp;
+
+#[cfg(test)]
+mod test_support;
+
+pub use link::{Link, LinkError};
+pub use pump::{Pump, PumpCounters, PumpError, PumpOptions};
+pub use resolve::ResolveError;
+pub use route::{Route, RouteError};
+pub use tun::{Tun, TunConfig, TunError};
+pub use udp::{Family, Udp, UdpConfig, UdpError};

@@ -1,0 +1,148 @@
+//! How the kernel would reach an address.
+
+use std::net::IpAddr;
+
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteVia};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::link;
+use crate::netlink::{Netlink, NetlinkError};
+
+/// The way to one destination, from the calling thread's network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub interface: String,
+    pub index: u32,
+    /// The address that the kernel would send from, or the one that was asked for.
+    pub source: IpAddr,
+    /// The next hop; `None` when the destination is on the link.
+    pub gateway: Option<IpAddr>,
+    /// The largest IP packet in bytes: the route's own MTU (configured, or learned for this destination), else the link's.
+    pub mtu: u32,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RouteError {
+    #[error("source {from} and destination {to} are of different families: give both as IPv4 or both as IPv6")]
+    FamilyMismatch { to: IpAddr, from: IpAddr },
+    #[error("there is no route to {to}{}: {source}; check the address and `ip route get {to}`", from_text(.from))]
+    NoRoute { to: IpAddr, from: Option<IpAddr>, source: NetlinkError },
+    #[error("cannot look up the route to {to}: {source}")]
+    Lookup { to: IpAddr, source: NetlinkError },
+    #[error("the kernel's route to {to} does not say by which {what} it goes")]
+    Incomplete { to: IpAddr, what: &'static str },
+}
+
+fn from_text(from: &Option<IpAddr>) -> String {
+    from.map_or_else(String::new, |from| format!(" from {from} (which must be an address of this machine)"))
+}
+
+/// Asks the kernel for the route to `dst`, from `src` when given. Needs no capability.
+pub fn lookup(dst: IpAddr, src: Option<IpAddr>) -> Result<Route, RouteError> {
+    if let Some(from) = src
+        && from.is_ipv4() != dst.is_ipv4()
+    {
+        return Err(RouteError::FamilyMismatch { to: dst, from });
+    }
+    let failed = |source| RouteError::Lookup { to: dst, source };
+    let mut netlink = Netlink::open().map_err(failed)?;
+
+    let mut request = RouteMessage::default();
+    request.header.address_family = if dst.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    request.header.destination_prefix_length = host_prefix(dst);
+    request.attributes.push(RouteAttribute::Destination(dst.into()));
+    if let Some(src) = src {
+        request.header.source_prefix_length = host_prefix(src);
+        request.attributes.push(RouteAttribute::Source(src.into()));
+    }
+    let answers = netlink.request(RouteNetlinkMessage::GetRoute(request), 0).map_err(|source| match source {
+        NetlinkError::Refused(_) => RouteError::NoRoute { to: dst, from: src, source },
+        _ => failed(source),
+    })?;
+    let message = answers
+        .into_iter()
+        .find_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(message) => Some(message),
+            _ => None,
+        })
+        .ok_or(RouteError::Incomplete { to: dst, what: "route" })?;
+
+    let answer = Answer::from(message);
+    let index = answer.index.ok_or(RouteError::Incomplete { to: dst, what: "interface" })?;
+    let source = src.or(answer.source).ok_or(RouteError::Incomplete { to: dst, what: "source address" })?;
+    let link = link::by_index(&mut netlink, index)
+        .map_err(failed)?
+        .ok_or(RouteError::Incomplete { to: dst, what: "interface" })?;
+    Ok(Route { interface: link.name, index, source, gateway: answer.gateway, mtu: answer.mtu.unwrap_or(link.mtu) })
+}
+
+#[derive(Default)]
+struct Answer {
+    index: Option<u32>,
+    source: Option<IpAddr>,
+    gateway: Option<IpAddr>,
+    mtu: Option<u32>,
+}
+
+impl From<RouteMessage> for Answer {
+    fn from(message: RouteMessage) -> Self {
+        let mut answer = Answer::default();
+        for attribute in message.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => answer.index = Some(index),
+                RouteAttribute::PrefSource(address) => answer.source = ip(address),
+                RouteAttribute::Gateway(address) => answer.gateway = ip(address),
+                RouteAttribute::Via(RouteVia::Inet(address)) => answer.gateway = Some(address.into()),
+                RouteAttribute::Via(RouteVia::Inet6(address)) => answer.gateway = Some(address.into()),
+                RouteAttribute::Metrics(metrics) => {
+                    answer.mtu = metrics.into_iter().find_map(|metric| match metric {
+                        RouteMetric::Mtu(mtu) if mtu > 0 => Some(mtu),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        answer
+    }
+}
+
+fn ip(address: RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some(v4.into()),
+        RouteAddress::Inet6(v6) => Some(v6.into()),
+        _ => None,
+    }
+}
+
+fn host_prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::{RouteError, lookup};
+
+    #[test]
+    fn loopback_goes_by_lo() {
+        let to: IpAddr = "127.0.0.1".parse().unwrap();
+        let route = lookup(to, None).unwrap();
+        assert_eq!((route.interface.as_str(), route.source, route.gateway), ("lo", to, None));
+        let from: IpAddr = "127.0.0.9".parse().unwrap();
+        assert_eq!(lookup(to, Some(from)).unwrap().source, from);
+    }
+
+    #[test]
+    fn families_must_agree_and_sources_must_be_ours() {
+        let v4: IpAddr = "127.0.0.1".parse().unwrap();
+        let v6: IpAddr = "::1".parse().unwrap();
+        assert!(matches!(lookup(v4, Some(v6)), Err(RouteError::FamilyMismatch { .. })));
+        let foreign: IpAddr = "192.0.2.77".parse().unwrap();
+        let error = lookup(v4, Some(foreign)).unwrap_err();
+        assert!(matches!(error, RouteError::NoRoute { .. }), "{error:?}");
+        assert!(error.to_string().contains("192.0.2.77"), "{error}");
+    }
+}

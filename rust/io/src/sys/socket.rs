@@ -1,0 +1,236 @@
+use std::io;
+use std::mem;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Sets a socket option whose value is one `int`.
+///
+/// `setsockopt(2)`; which capability it needs, and its errors, are those of the option (socket(7), ip(7), ipv6(7)).
+pub(crate) fn set_option(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let length = mem::size_of_val(&value) as libc::socklen_t;
+    // SAFETY: pointer and length describe `value`, which the kernel reads during the call only.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// An internet socket address as the kernel lays it out.
+#[derive(Clone, Copy)]
+#[repr(C)]
+union Name {
+    family: libc::sa_family_t,
+    v4: libc::sockaddr_in,
+    v6: libc::sockaddr_in6,
+}
+
+const V4_NAME_BYTES: libc::socklen_t = mem::size_of::<libc::sockaddr_in>() as libc::socklen_t;
+const V6_NAME_BYTES: libc::socklen_t = mem::size_of::<libc::sockaddr_in6>() as libc::socklen_t;
+
+impl Name {
+    const UNSPECIFIED: Name = Name {
+        v6: libc::sockaddr_in6 {
+            sin6_family: libc::AF_UNSPEC as libc::sa_family_t,
+            sin6_port: 0,
+            sin6_flowinfo: 0,
+            sin6_addr: libc::in6_addr { s6_addr: [0; 16] },
+            sin6_scope_id: 0,
+        },
+    };
+
+    fn encode(address: SocketAddr) -> (Name, libc::socklen_t) {
+        match address {
+            SocketAddr::V4(v4) => {
+                let name = libc::sockaddr_in {
+                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_port: v4.port().to_be(),
+                    sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
+                    sin_zero: [0; 8],
+                };
+                (Name { v4: name }, V4_NAME_BYTES)
+            }
+            SocketAddr::V6(v6) => {
+                let name = libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_port: v6.port().to_be(),
+                    sin6_flowinfo: 0,
+                    sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                    sin6_scope_id: v6.scope_id(),
+                };
+                (Name { v6: name }, V6_NAME_BYTES)
+            }
+        }
+    }
+
+    /// The address in the first `length` bytes; `None` when they are not one of the internet families.
+    fn decode(&self, length: libc::socklen_t) -> Option<SocketAddr> {
+        // SAFETY: every variant starts with the family, and all bytes of the union are always initialised (see
+        // `UNSPECIFIED` and `encode`; the kernel only overwrites).
+        let family = libc::c_int::from(unsafe { self.family });
+        match family {
+            libc::AF_INET if length >= V4_NAME_BYTES => {
+                // SAFETY: all bytes are initialised, and every bit pattern is a valid sockaddr_in.
+                let name = unsafe { self.v4 };
+                let ip = Ipv4Addr::from(name.sin_addr.s_addr.to_ne_bytes());
+                Some(SocketAddrV4::new(ip, u16::from_be(name.sin_port)).into())
+            }
+            libc::AF_INET6 if length >= V6_NAME_BYTES => {
+                // SAFETY: all bytes are initialised, and every bit pattern is a valid sockaddr_in6.
+                let name = unsafe { self.v6 };
+                let ip = Ipv6Addr::from(name.sin6_addr.s6_addr);
+                Some(SocketAddrV6::new(ip, u16::from_be(name.sin6_port), 0, name.sin6_scope_id).into())
+            }
+            _ => None,
+        }
+    }
+}
+
+fn empty_header() -> libc::mmsghdr {
+    // SAFETY: mmsghdr is integers and pointers (and padding): all zeros is a valid value, with no name, data or control.
+    unsafe { mem::zeroed() }
+}
+
+/// Room for the headers of one [`sendmmsg`], reused from call to call. It belongs to one thread: the headers hold
+/// pointers, which are written anew in each call and followed in that call only.
+pub(crate) struct SendHeaders {
+    names: Box<[(Name, libc::socklen_t)]>,
+    pieces: Box<[libc::iovec]>,
+    headers: Box<[libc::mmsghdr]>,
+}
+
+impl SendHeaders {
+    pub(crate) fn new(capacity: usize) -> Self {
+        SendHeaders {
+            names: vec![(Name::UNSPECIFIED, 0); capacity].into(),
+            pieces: vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; capacity].into(),
+            headers: vec![empty_header(); capacity].into(),
+        }
+    }
+}
+
+/// Sends datagrams in order without blocking; returns how many the kernel took, at least one. Datagrams beyond the
+/// capacity of `headers` are left for the next call.
+///
+/// `sendmmsg(2)`; needs no capability. An error is that of the first datagram: nothing was sent. EAGAIN: wait until the
+/// socket is writable. Others belong to that one datagram (EMSGSIZE, ENETUNREACH, EHOSTUNREACH, EPERM from a firewall,
+/// ENOBUFS, …) or to the socket.
+pub(crate) fn sendmmsg<'a>(
+    socket: BorrowedFd<'_>,
+    headers: &mut SendHeaders,
+    datagrams: impl Iterator<Item = (SocketAddr, &'a [u8])>,
+) -> io::Result<usize> {
+    let mut count = 0;
+    let slots = headers.names.iter_mut().zip(headers.pieces.iter_mut()).zip(headers.headers.iter_mut());
+    for ((address, payload), ((name, piece), header)) in datagrams.zip(slots) {
+        *name = Name::encode(address);
+        *piece = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
+        header.msg_hdr.msg_name = (&raw mut name.0).cast();
+        header.msg_hdr.msg_namelen = name.1;
+        header.msg_hdr.msg_iov = piece;
+        header.msg_hdr.msg_iovlen = 1;
+        count += 1;
+    }
+    if count == 0 {
+        return Ok(0);
+    }
+    // SAFETY: the first `count` headers were just filled in with pointers to a name, one iovec and a payload that are
+    // borrowed until the end of this function; the kernel only reads payloads in a send, and count ≤ headers.len().
+    let sent = unsafe {
+        libc::sendmmsg(
+            socket.as_raw_fd(),
+            headers.headers.as_mut_ptr(),
+            count as libc::c_uint,
+            libc::MSG_DONTWAIT as _,
+        )
+    };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// One datagram of a [`ReceiveBatch`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Received<'a> {
+    /// What fitted the slot.
+    pub(crate) payload: &'a [u8],
+    /// `None` when the kernel gave no internet address.
+    pub(crate) from: Option<SocketAddr>,
+    /// The datagram was longer than the slot; its end is lost.
+    pub(crate) truncated: bool,
+}
+
+/// Buffers and headers of one [`recvmmsg`], reused from call to call. It belongs to one thread, as [`SendHeaders`].
+pub(crate) struct ReceiveBatch {
+    buffer: Box<[u8]>,
+    slot_bytes: usize,
+    names: Box<[Name]>,
+    pieces: Box<[libc::iovec]>,
+    headers: Box<[libc::mmsghdr]>,
+    received: usize,
+}
+
+impl ReceiveBatch {
+    /// `slots` datagrams of at most `slot_bytes` each. Memory becomes resident only as far as datagrams reach.
+    pub(crate) fn new(slots: usize, slot_bytes: usize) -> Self {
+        ReceiveBatch {
+            buffer: vec![0; slots * slot_bytes].into(),
+            slot_bytes,
+            names: vec![Name::UNSPECIFIED; slots].into(),
+            pieces: vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; slots].into(),
+            headers: vec![empty_header(); slots].into(),
+            received: 0,
+        }
+    }
+
+    /// The datagrams of the last [`recvmmsg`], in the order of arrival.
+    pub(crate) fn datagrams(&self) -> impl Iterator<Item = Received<'_>> {
+        let slots = self.buffer.chunks_exact(self.slot_bytes).zip(&self.names).zip(&self.headers);
+        slots.take(self.received).map(|((slot, name), header)| Received {
+            payload: &slot[..slot.len().min(header.msg_len as usize)],
+            from: name.decode(header.msg_hdr.msg_namelen),
+            truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+        })
+    }
+}
+
+/// Receives as many datagrams as are there and fit the batch, without blocking; returns how many. On error the batch is
+/// empty.
+///
+/// `recvmmsg(2)`; needs no capability. Errors: EAGAIN (none there), EINTR, or a pending error of the socket.
+pub(crate) fn recvmmsg(socket: BorrowedFd<'_>, batch: &mut ReceiveBatch) -> io::Result<usize> {
+    batch.received = 0;
+    let slots = batch.buffer.chunks_exact_mut(batch.slot_bytes);
+    let headers = batch.names.iter_mut().zip(batch.pieces.iter_mut()).zip(batch.headers.iter_mut());
+    let mut count = 0;
+    for (slot, ((name, piece), header)) in slots.zip(headers) {
+        *name = Name::UNSPECIFIED;
+        *piece = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() };
+        header.msg_hdr.msg_name = (&raw mut *name).cast();
+        header.msg_hdr.msg_namelen = mem::size_of::<Name>() as libc::socklen_t;
+        header.msg_hdr.msg_iov = piece;
+        header.msg_hdr.msg_iovlen = 1;
+        header.msg_hdr.msg_flags = 0;
+        header.msg_len = 0;
+        count += 1;
+    }
+    // SAFETY: the first `count` headers were just filled in with pointers to a name, one iovec and a slot of the buffer,
+    // all distinct and exclusively borrowed until the end of this function; a NULL timeout means none.
+    let received = unsafe {
+        libc::recvmmsg(
+            socket.as_raw_fd(),
+            batch.headers.as_mut_ptr(),
+            count,
+            libc::MSG_DONTWAIT as _,
+            std::ptr::null_mut(),
+        )
+    };
+    match usize::try_from(received) {
+        Ok(received) => {
+            batch.received = received;
+            Ok(received)
+        }
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,275 @@
+//! TUN devices: the inner side of the tunnel, bare IP packets.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::link::{self, is_valid_name};
+use crate::netlink::{Netlink, NetlinkError};
+use crate::sys;
+
+const DEVICE_NODE: &str = "/dev/net/tun";
+
+/// The range that the tun driver takes (`tun_net_initialize` in drivers/net/tun.c: ETH_MIN_MTU, MAX_MTU).
+const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=65535;
+
+/// RFC 8200 section 5: every link that carries IPv6 has an MTU of at least this.
+const IPV6_LEAST_MTU: u32 = 1280;
+
+/// How many packets the device holds for a reader that is behind. One batch of every inner flow at full rate, but not
+/// the hundreds of milliseconds that a longer queue would add under load.
+const TX_QUEUE_PACKETS: u32 = 500;
+
+/// What a TUN device shall look like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunConfig {
+    /// 1 to 15 bytes, without '/', ':', '%' and white space.
+    pub name: String,
+    /// In bytes of inner packet: 68 to 65535, at least 1280 where there is an IPv6 address.
+    pub mtu: u32,
+    /// Addresses with the prefix lengths of their networks. May be empty.
+    pub addresses: Vec<(IpAddr, u8)>,
+}
+
+/// A TUN device that exists as long as this value, and no longer.
+#[derive(Debug)]
+pub struct Tun {
+    name: String,
+    index: u32,
+    mtu: u32,
+    /// Nonblocking; one per queue.
+    queues: Vec<File>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TunError {
+    #[error("{0:?} is no device name: it has 1 to 15 bytes, and neither '/', ':', '%' nor white space")]
+    BadName(String),
+    #[error("MTU {given} is out of range: {least} to 65535 bytes{}", if *.least == IPV6_LEAST_MTU { " with an IPv6 address" } else { "" })]
+    BadMtu { given: u32, least: u32 },
+    #[error("{address}/{prefix} is no address of an interface: the prefix length is 0 to {most}, the address unicast")]
+    BadAddress { address: IpAddr, prefix: u8, most: u8 },
+    #[error(
+        "{DEVICE_NODE} does not exist: load the tun module (`modprobe tun`), or give the container the device (`--device {DEVICE_NODE}`)"
+    )]
+    NoDriver,
+    #[error("no permission to {action}: run as root or with CAP_NET_ADMIN in this network namespace")]
+    NoPermission { action: String, errno: i32 },
+    #[error(
+        "device {0} exists already, probably held by another process: choose another --tun-device, or stop that process (a leftover goes with `ip link del {0}`)"
+    )]
+    Busy(String),
+    #[error("{0} is the name of an interface of another kind: choose another --tun-device")]
+    NotTun(String),
+    #[error("cannot {action}: {source}")]
+    System { action: String, source: io::Error },
+    #[error("cannot {action} of device {name}: {source}")]
+    Configure { name: String, action: String, source: NetlinkError },
+    #[error(
+        "cannot give device {name} the address {address}: IPv6 is switched off here (sysctl net.ipv6.conf.default.disable_ipv6)"
+    )]
+    Ipv6Disabled { name: String, address: IpAddr },
+}
+
+impl TunError {
+    /// The error number, where the operating system gave one.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            TunError::NoDriver => Some(libc::ENOENT),
+            TunError::NoPermission { errno, .. } => Some(*errno),
+            TunError::Busy(_) => Some(libc::EBUSY),
+            TunError::System { source, .. } => source.raw_os_error(),
+            TunError::Configure { source, .. } => source.errno(),
+            _ => None,
+        }
+    }
+}
+
+impl Tun {
+    /// Makes a device in the calling thread's network namespace, gives it its MTU and addresses, and sets it up.
+    /// On error nothing remains.
+    ///
+    /// Needs CAP_NET_ADMIN and `/dev/net/tun`. The device has no link-local IPv6 address unless one is given, and so
+    /// sends no router solicitations; duplicate address detection is off, as nobody else is on the link.
+    pub fn open(config: TunConfig) -> Result<Tun, TunError> {
+        let TunConfig { name, mtu, addresses } = config;
+        check(&name, mtu, &addresses)?;
+
+        let queue = open_node()?;
+        // Exclusive: a persistent device of that name would be somebody else's, and would stay when this ends.
+        sys::tun_attach(queue.as_fd(), &name, libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL)
+            .map_err(|source| attach_error(&name, source))?;
+        let mut tun = Tun { name, index: 0, mtu, queues: vec![queue] };
+        tun.index = tun.configure(&addresses)?;
+        Ok(tun)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The interface index.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The MTU it was opened with; an administrator may have changed the device's since.
+    pub fn mtu(&self) -> u32 {
+        self.mtu
+    }
+
+    /// Reads one packet of a queue, without waiting (EAGAIN: none there). EBADFD: the device is gone. A packet longer than
+    /// `buffer` is cut.
+    pub(crate) fn read(&self, queue: usize, buffer: &mut [u8]) -> io::Result<usize> {
+        (&self.queues[queue]).read(buffer)
+    }
+
+    /// Hands the kernel one packet. EIO: the device is set down. EINVAL: not an IP packet. EBADFD: the device is gone.
+    pub(crate) fn write(&self, queue: usize, packet: &[u8]) -> io::Result<()> {
+        (&self.queues[queue]).write(packet).map(drop)
+    }
+
+    /// For waiting until a queue is readable, or tells an error.
+    pub(crate) fn queue_fd(&self, queue: usize) -> BorrowedFd<'_> {
+        self.queues[queue].as_fd()
+    }
+
+    /// Sets MTU, queue length, addresses and the up flag; returns the interface index.
+    fn configure(&self, addresses: &[(IpAddr, u8)]) -> Result<u32, TunError> {
+        let failed = |action: &str, source| configure_error(&self.name, action, source);
+        let mut netlink = Netlink::open().map_err(|source| failed("look up the index", source))?;
+
+        let mut lookup = LinkMessage::default();
+        lookup.attributes.push(LinkAttribute::IfName(self.name.clone()));
+        let index = netlink
+            .request(RouteNetlinkMessage::GetLink(lookup), 0)
+            .and_then(|answers| {
+                let index = answers.iter().find_map(|answer| match answer {
+                    RouteNetlinkMessage::NewLink(link) => Some(link.header.index),
+                    _ => None,
+                });
+                index.ok_or_else(|| NetlinkError::Malformed("a link without an index".to_owned()))
+            })
+            .map_err(|source| failed("look up the index", source))?;
+
+        let mut request = LinkMessage::default();
+        request.header.index = index;
+        request.attributes.extend([LinkAttribute::Mtu(self.mtu), LinkAttribute::TxQueueLen(TX_QUEUE_PACKETS)]);
+        netlink
+            .request(RouteNetlinkMessage::SetLink(request), 0)
+            .map_err(|source| failed(&format!("set the MTU ({})", self.mtu), source))?;
+
+        let mut request = LinkMessage::default();
+        request.header.index = index;
+        request.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
+            AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
+        ])]));
+        match netlink.request(RouteNetlinkMessage::SetLink(request), 0) {
+            // Without IPv6 in the kernel, or on this device, there is nothing to switch off.
+            Err(NetlinkError::Refused(_)) | Ok(_) => {}
+            Err(source) => return Err(failed("switch off the link-local address", source)),
+        }
+
+        for &(address, prefix) in addresses {
+            match netlink.request(address_request(index, address, prefix), NLM_F_CREATE | NLM_F_EXCL) {
+                Ok(_) => {}
+                Err(source)
+                    if address.is_ipv6()
+                        && matches!(source.errno(), Some(libc::EACCES | libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) =>
+                {
+                    return Err(TunError::Ipv6Disabled { name: self.name.clone(), address });
+                }
+                Err(source) => return Err(failed(&format!("add the address {address}/{prefix}"), source)),
+            }
+        }
+
+        let mut request = LinkMessage::default();
+        request.header.index = index;
+        request.header.flags = LinkFlags::Up;
+        request.header.change_mask = LinkFlags::Up;
+        netlink
+            .request(RouteNetlinkMessage::SetLink(request), 0)
+            .map_err(|source| failed("switch on the link", source))?;
+        // The index stays the device's for its life; what else the kernel settled on is looked up when needed.
+        link::by_index(&mut netlink, index)
+            .map_err(|source| failed("look up the state", source))?
+            .filter(|link| link.up && link.mtu == self.mtu)
+            .ok_or_else(|| failed("check the state", NetlinkError::Malformed("not as it was set".to_owned())))?;
+        Ok(index)
+    }
+}
+
+fn check(name: &str, mtu: u32, addresses: &[(IpAddr, u8)]) -> Result<(), TunError> {
+    if !is_valid_name(name) {
+        return Err(TunError::BadName(name.to_owned()));
+    }
+    for &(address, prefix) in addresses {
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        if prefix > most || address.is_unspecified() || address.is_multicast() {
+            return Err(TunError::BadAddress { address, prefix, most });
+        }
+    }
+    let with_ipv6 = addresses.iter().any(|(address, _)| address.is_ipv6());
+    let least = if with_ipv6 { IPV6_LEAST_MTU } else { *MTU_RANGE.start() };
+    if mtu < least || !MTU_RANGE.contains(&mtu) {
+        return Err(TunError::BadMtu { given: mtu, least });
+    }
+    Ok(())
+}
+
+fn open_node() -> Result<File, TunError> {
+    OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(DEVICE_NODE).map_err(|source| {
+        match source.raw_os_error() {
+            // ENODEV, ENXIO: a node without a driver behind it.
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunError::NoDriver,
+            Some(errno @ (libc::EPERM | libc::EACCES)) => {
+                TunError::NoPermission { action: format!("open {DEVICE_NODE}"), errno }
+            }
+            _ => TunError::System { action: format!("open {DEVICE_NODE}"), source },
+        }
+    })
+}
+
+fn attach_error(name: &str, source: io::Error) -> TunError {
+    match source.raw_os_error() {
+        Some(libc::EBUSY) => TunError::Busy(name.to_owned()),
+        Some(libc::EINVAL) => TunError::NotTun(name.to_owned()),
+        Some(errno @ (libc::EPERM | libc::EACCES)) => {
+            TunError::NoPermission { action: format!("make device {name}"), errno }
+        }
+        _ => TunError::System { action: format!("make device {name}"), source },
+    }
+}
+
+fn configure_error(name: &str, action: &str, source: NetlinkError) -> TunError {
+    match source.errno() {
+        Some(errno @ libc::EPERM) => {
+            TunError::NoPermission { action: format!("{action} of device {name}"), errno }
+        }
+        _ => TunError::Configure { name: name.to_owned(), action: action.to_owned(), source },
+    }
+}
+
+fn address_request(index: u32, address: IpAddr, prefix: u8) -> RouteNetlinkMessage {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    message.header.prefix_len = prefix;
+    message.attributes.extend([AddressAttribute::Address(address), AddressAttribute::Local(address)]);
+    message.header.family = match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => {
+            message.header.flags = AddressHeaderFlags::Nodad;
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+            AddressFamily::Inet6
+        }
+    };
+    RouteNetlinkMessage::NewAddress(message)
+}
