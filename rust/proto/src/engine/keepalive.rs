@@ -1,0 +1,41 @@
+//! Keepalives: authenticated packets without contents, one per VNI and interval.
+
+use core::ops::Range;
+
+use super::Engine;
+use super::table::Entry;
+use super::tx::{Plain, TxVerdict};
+use crate::counters::TxDrop;
+use crate::time::Instant;
+use crate::wire::geneve::PROTOCOL_OUT_OF_BAND;
+
+impl Engine {
+    /// A frame that is due of itself, i.e. a keepalive; `None` when none is. Call again until `None`. A keepalive
+    /// that cannot be sent is a counted drop, and is due again after the interval.
+    pub fn to_phy(&self, now: Instant, out: &mut [u8]) -> Option<TxVerdict> {
+        let interval = self.keepalive?;
+        let table = self.table.load();
+        let entry = table.entries().iter().find(|entry| entry.network.claim_keepalive(now, interval))?;
+        Some(match self.seal_keepalive(now, entry, out) {
+            Ok(range) => {
+                entry.network.counters.sent_keepalive(now);
+                TxVerdict::Send { range, vni: entry.network.vni, peer: entry.config.peer, source_port: None }
+            }
+            Err(reason) => self.tx_drop(Some(entry), reason),
+        })
+    }
+
+    /// When [`Engine::to_phy`] has something next. The first keepalive of a VNI is due as soon as it has a transmit
+    /// key; a VNI without one has none due.
+    pub fn next_keepalive(&self) -> Option<Instant> {
+        self.keepalive?;
+        self.table.load().entries().iter().filter_map(|entry| entry.network.keepalive_due()).min()
+    }
+
+    fn seal_keepalive(&self, now: Instant, entry: &Entry, out: &mut [u8]) -> Result<Range<usize>, TxDrop> {
+        let (tx, len) = self.ready(now, entry, 0)?;
+        let out = out.get_mut(..len).ok_or(TxDrop::TooBig)?;
+        self.seal_next(now, entry, &tx, PROTOCOL_OUT_OF_BAND, None, Plain::At(&[]), out)?;
+        Ok(0..len)
+    }
+}

@@ -1,0 +1,136 @@
+//! The table of networks and routes, replaced whole: a packet sees the old one or the new one.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::network::Network;
+use super::{Engine, LocalEndpoint, NetworkConfig, NetworkError, Underlay};
+use crate::id::Vni;
+use crate::routes::{PeerRoutes, RouteError, RouteTable};
+use crate::wire::{address, outer};
+use crate::wire::inner::{IPV4_HEADER_LEN, Inner};
+
+/// RFC 791: the total length has 16 bits. RFC 8200: the payload length has.
+const MAX_UDP_PAYLOAD_IPV4: usize = 65_535 - IPV4_HEADER_LEN - outer::UDP_HEADER_LEN;
+const MAX_UDP_PAYLOAD_IPV6: usize = 65_535 - outer::UDP_HEADER_LEN;
+
+pub(super) struct Table {
+    /// By VNI, ascending.
+    entries: Vec<Arc<Entry>>,
+    /// From addresses to a position in `entries`.
+    routes: RouteTable<usize>,
+}
+
+/// A network as of one table.
+pub(super) struct Entry {
+    pub(super) network: Arc<Network>,
+    pub(super) config: NetworkConfig,
+    /// What the peer may send.
+    pub(super) receive: PeerRoutes,
+    /// The peer's address, IPv4 where it is an IPv4-mapped one.
+    pub(super) peer_ip: IpAddr,
+    /// Raw underlays: where frames to the peer come from, if there is an address of its family.
+    pub(super) local: Option<LocalEndpoint>,
+    /// Bytes in front of the Geneve header.
+    pub(super) outer_len: usize,
+    /// The longest datagram or frame that the outer length fields can express.
+    pub(super) max_len: usize,
+}
+
+impl Table {
+    pub(super) fn empty() -> Self {
+        Table { entries: Vec::new(), routes: RouteTable::empty() }
+    }
+
+    /// `changed` is the position of the network whose routes are to blame for a conflict.
+    fn build(entries: Vec<Arc<Entry>>, changed: Option<usize>) -> Result<Self, RouteError> {
+        let others = (0..entries.len()).filter(|at| Some(*at) != changed);
+        let in_turn = others.chain(changed).map(|at| (entries[at].network.vni, at, &*entries[at].config.routes));
+        let routes = RouteTable::build(in_turn)?;
+        Ok(Table { entries, routes })
+    }
+
+    pub(super) fn entries(&self) -> &[Arc<Entry>] {
+        &self.entries
+    }
+
+    #[inline]
+    pub(super) fn find(&self, vni: Vni) -> Option<&Entry> {
+        match self.entries.as_slice() {
+            [only] => (only.network.vni == vni).then_some(only),
+            _ => self.position(vni).ok().map(|at| &*self.entries[at]),
+        }
+    }
+
+    /// The network that packets between these addresses go to.
+    #[inline]
+    pub(super) fn route(&self, inner: &Inner) -> Option<&Entry> {
+        self.routes.lookup(inner).and_then(|&at| self.entries.get(at)).map(|entry| &**entry)
+    }
+
+    /// Where the VNI is, or would be inserted.
+    fn position(&self, vni: Vni) -> Result<usize, usize> {
+        self.entries.binary_search_by_key(&vni, |entry| entry.network.vni)
+    }
+}
+
+impl Engine {
+    /// Adds a VNI. On error nothing has changed.
+    pub fn add_network(&self, network: NetworkConfig) -> Result<(), NetworkError> {
+        let _control = self.control();
+        let table = self.table.load();
+        let Err(at) = table.position(network.vni) else { return Err(NetworkError::Exists(network.vni)) };
+        let state = Arc::new(Network::new(network.vni, network.rx_rate_limit));
+        let mut entries = table.entries.clone();
+        entries.insert(at, Arc::new(self.entry(state, network)?));
+        self.table.store(Arc::new(Table::build(entries, Some(at))?));
+        Ok(())
+    }
+
+    /// Replaces peer, routes and rate limit of a VNI in one step; its associations and counters stay. On error
+    /// nothing has changed.
+    pub fn update_network(&self, network: NetworkConfig) -> Result<(), NetworkError> {
+        let _control = self.control();
+        let table = self.table.load();
+        let at = table.position(network.vni).map_err(|_| NetworkError::Unknown(network.vni))?;
+        let rx_rate_limit = network.rx_rate_limit;
+        let mut entries = table.entries.clone();
+        entries[at] = Arc::new(self.entry(entries[at].network.clone(), network)?);
+        let updated = Arc::new(Table::build(entries, Some(at))?);
+        table.entries[at].network.limit.set(rx_rate_limit);
+        self.table.store(updated);
+        Ok(())
+    }
+
+    /// Removes a VNI, and erases its keys.
+    pub fn remove_network(&self, vni: Vni) -> Result<(), NetworkError> {
+        let _control = self.control();
+        let table = self.table.load();
+        let at = table.position(vni).map_err(|_| NetworkError::Unknown(vni))?;
+        let mut entries = table.entries.clone();
+        let removed = entries.remove(at);
+        self.table.store(Arc::new(Table::build(entries, None)?));
+        removed.network.erase_keys();
+        Ok(())
+    }
+
+    /// Every VNI as it was last configured, in ascending order.
+    pub fn networks(&self) -> Vec<NetworkConfig> {
+        self.table.load().entries.iter().map(|entry| entry.config.clone()).collect()
+    }
+
+    fn entry(&self, network: Arc<Network>, config: NetworkConfig) -> Result<Entry, RouteError> {
+        let receive = PeerRoutes::build(&config.routes)?;
+        let peer_ip = config.peer.ip().to_canonical();
+        let (local, outer_len, over_ipv6) = match &self.underlay {
+            Underlay::Udp => (None, 0, peer_ip.is_ipv6()),
+            Underlay::Raw { local, .. } => {
+                let peer_ip = config.peer.ip();
+                let at = address::select_local(local.iter().map(|endpoint| endpoint.addr.ip()), peer_ip);
+                (at.map(|at| local[at]), outer::header_len(peer_ip.is_ipv6()), peer_ip.is_ipv6())
+            }
+        };
+        let max_len = outer_len + if over_ipv6 { MAX_UDP_PAYLOAD_IPV6 } else { MAX_UDP_PAYLOAD_IPV4 };
+        Ok(Entry { network, config, receive, peer_ip, local, outer_len, max_len })
+    }
+}
