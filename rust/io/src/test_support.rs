@@ -1,1 +1,103 @@
+//! Network namespaces for tests that need to be root.
 
+use std::fs::File;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::panic::resume_unwind;
+use std::thread;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+
+use crate::netlink::{Netlink, NetlinkError};
+use crate::{sys, tun};
+
+/// A network namespace with its loopback up. It goes away with this value and what was opened inside.
+pub(crate) struct NetNs(File);
+
+impl NetNs {
+    /// `None`, with the reason printed, without the right to make one. Panics instead where `ICX_TEST_PRIVILEGED=1` says
+    /// that the right is there.
+    pub(crate) fn new() -> Option<NetNs> {
+        let made = thread::spawn(|| {
+            sys::unshare_network_namespace()?;
+            File::open("/proc/thread-self/ns/net")
+        });
+        match made.join().expect("the thread does not panic") {
+            Ok(file) => {
+                let namespace = NetNs(file);
+                namespace.run(|| set_up("lo", true).unwrap());
+                Some(namespace)
+            }
+            Err(error) => {
+                let granted = std::env::var("ICX_TEST_PRIVILEGED").is_ok_and(|value| value == "1");
+                assert!(!granted, "ICX_TEST_PRIVILEGED=1, yet no network namespace can be made: {error}");
+                eprintln!("skipped: making a network namespace needs CAP_SYS_ADMIN: {error}");
+                None
+            }
+        }
+    }
+
+    /// Runs `body` on a thread inside the namespace.
+    pub(crate) fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
+        let inside = || {
+            sys::enter_network_namespace(self.0.as_fd()).unwrap();
+            body()
+        };
+        thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Connects the two namespaces by a veth pair, `under` in both, up, with an address each.
+    pub(crate) fn connect(&self, other: &NetNs, ours: (IpAddr, u8), theirs: (IpAddr, u8)) {
+        let mut peer = LinkMessage::default();
+        peer.attributes = vec![LinkAttribute::IfName("under".into()), LinkAttribute::NetNsFd(other.0.as_raw_fd())];
+        let mut link = LinkMessage::default();
+        link.attributes = vec![
+            LinkAttribute::IfName("under".into()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Veth),
+                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+            ]),
+        ];
+        self.run(|| {
+            let mut netlink = Netlink::open().unwrap();
+            netlink.request(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL).unwrap();
+        });
+        for (namespace, (address, prefix)) in [(self, ours), (other, theirs)] {
+            namespace.run(|| {
+                let index = crate::link::by_name("under").unwrap().index;
+                let mut netlink = Netlink::open().unwrap();
+                let request = tun::address_request(index, address, prefix);
+                netlink.request(request, NLM_F_CREATE | NLM_F_EXCL).unwrap();
+                set_up("under", true).unwrap();
+            });
+        }
+    }
+}
+
+/// Sets an interface up or down.
+pub(crate) fn set_up(name: &str, up: bool) -> Result<(), NetlinkError> {
+    let mut request = named(name);
+    request.header.change_mask = LinkFlags::Up;
+    if up {
+        request.header.flags = LinkFlags::Up;
+    }
+    Netlink::open()?.request(RouteNetlinkMessage::SetLink(request), 0).map(drop)
+}
+
+pub(crate) fn set_mtu(name: &str, mtu: u32) -> Result<(), NetlinkError> {
+    let mut request = named(name);
+    request.attributes.push(LinkAttribute::Mtu(mtu));
+    Netlink::open()?.request(RouteNetlinkMessage::SetLink(request), 0).map(drop)
+}
+
+pub(crate) fn delete(name: &str) -> Result<(), NetlinkError> {
+    Netlink::open()?.request(RouteNetlinkMessage::DelLink(named(name)), 0).map(drop)
+}
+
+fn named(name: &str) -> LinkMessage {
+    let mut request = LinkMessage::default();
+    request.attributes.push(LinkAttribute::IfName(name.into()));
+    request
+}

@@ -64,11 +64,9 @@ pub enum TunError {
     #[error("no permission to {action}: run as root or with CAP_NET_ADMIN in this network namespace")]
     NoPermission { action: String, errno: i32 },
     #[error(
-        "device {0} exists already, probably held by another process: choose another --tun-device, or stop that process (a leftover goes with `ip link del {0}`)"
+        "interface {0} exists already, probably held by another process: choose another --tun-device, or stop that process (what nobody holds goes with `ip link del {0}`)"
     )]
     Busy(String),
-    #[error("{0} is the name of an interface of another kind: choose another --tun-device")]
-    NotTun(String),
     #[error("cannot {action}: {source}")]
     System { action: String, source: io::Error },
     #[error("cannot {action} of device {name}: {source}")]
@@ -241,7 +239,6 @@ fn open_node() -> Result<File, TunError> {
 fn attach_error(name: &str, source: io::Error) -> TunError {
     match source.raw_os_error() {
         Some(libc::EBUSY) => TunError::Busy(name.to_owned()),
-        Some(libc::EINVAL) => TunError::NotTun(name.to_owned()),
         Some(errno @ (libc::EPERM | libc::EACCES)) => {
             TunError::NoPermission { action: format!("make device {name}"), errno }
         }
@@ -258,7 +255,7 @@ fn configure_error(name: &str, action: &str, source: NetlinkError) -> TunError {
     }
 }
 
-fn address_request(index: u32, address: IpAddr, prefix: u8) -> RouteNetlinkMessage {
+pub(crate) fn address_request(index: u32, address: IpAddr, prefix: u8) -> RouteNetlinkMessage {
     let mut message = AddressMessage::default();
     message.header.index = index;
     message.header.prefix_len = prefix;
@@ -272,4 +269,110 @@ fn address_request(index: u32, address: IpAddr, prefix: u8) -> RouteNetlinkMessa
         }
     };
     RouteNetlinkMessage::NewAddress(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, UdpSocket};
+    use std::time::Duration;
+
+    use super::{Tun, TunConfig, TunError};
+    use crate::link::{self, LinkError};
+    use crate::sys::{self, Interest};
+    use crate::test_support::{NetNs, delete, set_up};
+
+    fn config(name: &str, mtu: u32, addresses: &[(&str, u8)]) -> TunConfig {
+        let addresses = addresses.iter().map(|(address, prefix)| (address.parse().unwrap(), *prefix)).collect();
+        TunConfig { name: name.to_owned(), mtu, addresses }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_before_anything_is_made() {
+        let refused = |config| Tun::open(config).unwrap_err();
+        for name in ["", "much-too-long-name", "a b", "a/b", "icx%d"] {
+            assert!(matches!(refused(config(name, 1392, &[])), TunError::BadName(_)), "{name:?}");
+        }
+        for (mtu, addresses, least) in
+            [(67, &[][..], 68), (65_536, &[][..], 68), (1279, &[("fd00::1", 64)][..], 1280), (0, &[][..], 68)]
+        {
+            let error = refused(config("icx9", mtu, addresses));
+            assert!(matches!(error, TunError::BadMtu { given, least: l } if given == mtu && l == least), "{error:?}");
+        }
+        for (address, prefix) in [("10.9.0.1", 33), ("fd00::1", 129), ("0.0.0.0", 0), ("ff02::1", 64), ("224.0.0.1", 4)] {
+            let error = refused(config("icx9", 1392, &[(address, prefix)]));
+            assert!(matches!(error, TunError::BadAddress { .. }), "{address}/{prefix}: {error:?}");
+            assert!(error.to_string().contains(address), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_device_has_what_was_asked_for_and_goes_with_its_value() {
+        let Some(namespace) = NetNs::new() else { return };
+        namespace.run(|| {
+            let addresses = [("10.9.0.1", 24), ("fd00:9::1", 64)];
+            let tun = Tun::open(config("icx0", 1392, &addresses)).unwrap();
+            let link = link::by_name("icx0").unwrap();
+            assert_eq!((tun.name(), tun.index(), tun.mtu()), ("icx0", link.index, 1392));
+            assert_eq!((link.mtu, link.up, link.mac), (1392, true, None));
+            // An address that still waits for duplicate address detection cannot be bound.
+            for (address, _) in addresses {
+                let ip: IpAddr = address.parse().unwrap();
+                UdpSocket::bind((ip, 0)).unwrap_or_else(|error| panic!("{address}: {error}"));
+            }
+            drop(tun);
+            assert!(matches!(link::by_name("icx0"), Err(LinkError::NotFound(_))));
+        });
+    }
+
+    #[test]
+    fn a_new_device_is_silent() {
+        let Some(namespace) = NetNs::new() else { return };
+        namespace.run(|| {
+            let tun = Tun::open(config("icx0", 1392, &[("10.9.0.1", 24), ("fd00:9::1", 64)])).unwrap();
+            let mut waiting = [Interest::readable(tun.queue_fd(0))];
+            // Router solicitations and multicast reports would come within the first second.
+            assert_eq!(sys::poll(&mut waiting, Some(Duration::from_millis(1200))).unwrap(), 0);
+        });
+    }
+
+    #[test]
+    fn an_occupied_name_is_explained_and_failure_leaves_nothing() {
+        let Some(namespace) = NetNs::new() else { return };
+        namespace.run(|| {
+            let tun = Tun::open(config("icx0", 1392, &[])).unwrap();
+            for name in ["icx0", "lo"] {
+                let error = Tun::open(config(name, 1392, &[])).unwrap_err();
+                assert!(matches!(error, TunError::Busy(_)), "{error:?}");
+                assert!(error.to_string().contains("choose another --tun-device"), "{error}");
+                assert_eq!(error.errno(), Some(libc::EBUSY));
+            }
+            drop(tun);
+            // The kernel refuses the second of two equal addresses, after the device was made.
+            let error = Tun::open(config("icx0", 1392, &[("10.9.0.1", 24), ("10.9.0.1", 24)])).unwrap_err();
+            assert!(matches!(&error, TunError::Configure { .. }) && error.errno() == Some(libc::EEXIST), "{error:?}");
+            assert!(error.to_string().contains("10.9.0.1/24"), "{error}");
+            assert!(matches!(link::by_name("icx0"), Err(LinkError::NotFound(_))));
+        });
+    }
+
+    #[test]
+    fn a_link_set_down_and_a_removed_device_are_told_apart() {
+        let Some(namespace) = NetNs::new() else { return };
+        namespace.run(|| {
+            let tun = Tun::open(config("icx0", 1392, &[("10.9.0.1", 24)])).unwrap();
+            let packet = [0x45; 40];
+            tun.write(0, &packet).unwrap();
+            let mut buffer = [0; 100];
+            let read_errno = |buffer: &mut [u8]| tun.read(0, buffer).unwrap_err().raw_os_error();
+            set_up("icx0", false).unwrap();
+            assert_eq!(tun.write(0, &packet).unwrap_err().raw_os_error(), Some(libc::EIO));
+            assert_eq!(read_errno(&mut buffer), Some(libc::EAGAIN));
+            set_up("icx0", true).unwrap();
+            tun.write(0, &packet).unwrap();
+            delete("icx0").unwrap();
+            assert_eq!(sys::poll(&mut [Interest::readable(tun.queue_fd(0))], None).unwrap(), 1);
+            assert_eq!(read_errno(&mut buffer), Some(libc::EBADFD));
+            assert_eq!(tun.write(0, &packet).unwrap_err().raw_os_error(), Some(libc::EBADFD));
+        });
+    }
 }

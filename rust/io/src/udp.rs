@@ -424,3 +424,288 @@ fn stable_partition<T>(items: &mut [T], belongs: impl Fn(&T) -> bool) -> usize {
     }
     front
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+    use std::time::Duration;
+
+    use icx_proto::{Instant, Vni};
+
+    use super::{
+        Destination, Family, Flushed, OCCUPIED_HOLD_OFF, PORT_SLOTS, SendQueue, SocketIndex, Udp, UdpConfig, UdpError,
+        stable_partition,
+    };
+    use crate::sys::{self, Interest, ReceiveBatch};
+    use crate::test_support::NetNs;
+    use crate::tun::{Tun, TunConfig};
+
+    const START: Instant = Instant::from_nanos(1_000_000_000);
+    const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    fn open(local: Option<IpAddr>, family: Family, source_port_hashing: bool) -> Udp {
+        Udp::open(UdpConfig { local, port: 0, family, source_port_hashing }).unwrap()
+    }
+
+    fn to(peer: SocketAddr, source_port: Option<u16>) -> Destination {
+        Destination { vni: Vni::new(1).unwrap(), peer, source_port }
+    }
+
+    fn push(queue: &mut SendQueue, udp: &Udp, now: Instant, payload: &[u8], to: Destination) -> bool {
+        queue.space()[..payload.len()].copy_from_slice(payload);
+        queue.push(udp, now, 0..payload.len(), to)
+    }
+
+    fn flush(queue: &mut SendQueue, udp: &Udp) -> Flushed {
+        queue.flush(udp, &mut |_| panic!("loopback has room"), &mut |_, _| {})
+    }
+
+    /// Everything that arrives until `expected` datagrams are there: source port and payload.
+    fn receive(udp: &Udp, expected: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+        let mut batch = ReceiveBatch::new(64, 2048);
+        let mut all = Vec::new();
+        while all.len() < expected {
+            let ready = sys::poll(&mut [Interest::readable(udp.base())], Some(Duration::from_secs(10))).unwrap();
+            assert_eq!(ready, 1, "{} of {expected} datagrams came", all.len());
+            sys::recvmmsg(udp.base(), &mut batch).unwrap();
+            for datagram in batch.datagrams() {
+                assert!(!datagram.truncated);
+                all.push((datagram.from.unwrap(), datagram.payload.to_vec()));
+            }
+        }
+        all
+    }
+
+    /// A port that was free a moment ago, in another slot than those given.
+    fn free_port() -> u16 {
+        UdpSocket::bind((LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    }
+
+    #[test]
+    fn a_batch_arrives_whole_and_in_order() {
+        for local in [LOCALHOST, Ipv6Addr::LOCALHOST.into()] {
+            let sender = open(Some(local), Family::Dual, false);
+            let receiver = open(Some(local), Family::Dual, false);
+            let mut queue = SendQueue::new(64, 2048);
+            let payloads: Vec<Vec<u8>> = (0..64u8).map(|n| vec![n; usize::from(n) * 10 + 1]).collect();
+            for payload in &payloads {
+                assert!(!queue.is_full());
+                assert!(!push(&mut queue, &sender, START, payload, to(receiver.local_addr(), None)));
+            }
+            assert!(queue.is_full() && queue.space().is_empty());
+            assert_eq!(flush(&mut queue, &sender), Flushed { sent: 64, failed: 0 });
+            assert!(!queue.is_full());
+            let received = receive(&receiver, 64);
+            assert!(received.iter().all(|(from, _)| *from == sender.local_addr()));
+            assert!(received.into_iter().map(|(_, payload)| payload).eq(payloads));
+        }
+    }
+
+    #[test]
+    fn one_refused_datagram_does_not_hold_up_the_others() {
+        let sender = open(Some(LOCALHOST), Family::Ipv4, false);
+        let receiver = open(Some(LOCALHOST), Family::Ipv4, false);
+        let mut queue = SendQueue::new(64, 70_000);
+        let there = to(receiver.local_addr(), None);
+        let long = vec![0; 66_000];
+        push(&mut queue, &sender, START, b"one", there);
+        push(&mut queue, &sender, START, b"port 0", to(SocketAddr::new(LOCALHOST, 0), None));
+        push(&mut queue, &sender, START, &long, there);
+        push(&mut queue, &sender, START, b"v6", to("[::1]:9".parse().unwrap(), None));
+        push(&mut queue, &sender, START, b"two", there);
+        let mut errors = Vec::new();
+        let flushed = queue.flush(&sender, &mut |_| unreachable!(), &mut |vni, error| {
+            errors.push((vni.get(), error.raw_os_error().unwrap()));
+        });
+        assert_eq!(flushed, Flushed { sent: 2, failed: 3 });
+        assert_eq!(errors, [(1, libc::EINVAL), (1, libc::EMSGSIZE), (1, libc::EAFNOSUPPORT)]);
+        let payloads: Vec<_> = receive(&receiver, 2).into_iter().map(|(_, payload)| payload).collect();
+        assert_eq!(payloads, [b"one".to_vec(), b"two".to_vec()]);
+    }
+
+    #[test]
+    fn a_full_queue_takes_no_more_before_its_room_is_used_up() {
+        let udp = open(Some(LOCALHOST), Family::Ipv4, false);
+        let mut queue = SendQueue::new(4, 1000);
+        let long = vec![0; 8000];
+        push(&mut queue, &udp, START, &long, to(udp.local_addr(), None));
+        assert!(!queue.is_full() && queue.space().len() >= 1000);
+        push(&mut queue, &udp, START, &[0; 500], to(udp.local_addr(), None));
+        assert!(queue.is_full(), "less than 1000 bytes are left");
+    }
+
+    #[test]
+    fn datagrams_beyond_the_slot_are_marked() {
+        let receiver = open(Some(LOCALHOST), Family::Ipv4, false);
+        let sender = UdpSocket::bind((LOCALHOST, 0)).unwrap();
+        for length in [99, 100, 101] {
+            sender.send_to(&vec![7; length], receiver.local_addr()).unwrap();
+        }
+        let mut batch = ReceiveBatch::new(8, 100);
+        assert_eq!(sys::recvmmsg(receiver.base(), &mut batch).unwrap(), 3);
+        let seen: Vec<_> = batch.datagrams().map(|datagram| (datagram.payload.len(), datagram.truncated)).collect();
+        assert_eq!(seen, [(99, false), (100, false), (100, true)]);
+        let error = sys::recvmmsg(receiver.base(), &mut batch).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
+        assert_eq!(batch.datagrams().count(), 0);
+    }
+
+    #[test]
+    fn flows_leave_from_their_hashed_port_and_keepalives_from_the_base() {
+        let receiver = open(Some(LOCALHOST), Family::Ipv4, false);
+        let sender = open(Some(LOCALHOST), Family::Ipv4, true);
+        let mut queue = SendQueue::new(64, 2048);
+        let port = free_port();
+        let same_slot = port.checked_add(PORT_SLOTS as u16).unwrap_or(port - PORT_SLOTS as u16);
+        let there = |source_port| to(receiver.local_addr(), source_port);
+        for (payload, source_port) in [("a", Some(port)), ("k", None), ("b", Some(same_slot)), ("c", Some(port))] {
+            assert!(!push(&mut queue, &sender, START, payload.as_bytes(), there(source_port)));
+        }
+        assert_eq!(flush(&mut queue, &sender), Flushed { sent: 4, failed: 0 });
+        let base = sender.local_addr().port();
+        let mut received: Vec<_> =
+            receive(&receiver, 4).into_iter().map(|(from, payload)| (payload, from.port())).collect();
+        let of_flows: Vec<_> = received.iter().filter(|(_, from)| *from == port).map(|(payload, _)| payload[0]).collect();
+        assert_eq!(of_flows, b"abc", "in order, and the second port of a slot leaves from the first");
+        received.retain(|(_, from)| *from != port);
+        assert_eq!(received, [(b"k".to_vec(), base)]);
+
+        // What is sent to a hashed port is dropped by the kernel, not queued.
+        let stranger = UdpSocket::bind((LOCALHOST, 0)).unwrap();
+        stranger.send_to(b"hello", (LOCALHOST, port)).unwrap();
+        let socket = sender.socket(SocketIndex((usize::from(port) % PORT_SLOTS) as u8));
+        let error = sys::recvmmsg(socket, &mut ReceiveBatch::new(1, 100)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
+    }
+
+    #[test]
+    fn an_occupied_port_falls_back_and_is_tried_again_later() {
+        let receiver = open(Some(LOCALHOST), Family::Ipv4, false);
+        let sender = open(Some(LOCALHOST), Family::Ipv4, true);
+        let occupant = UdpSocket::bind((LOCALHOST, 0)).unwrap();
+        let port = occupant.local_addr().unwrap().port();
+        let mut queue = SendQueue::new(64, 2048);
+        let there = to(receiver.local_addr(), Some(port));
+        assert!(push(&mut queue, &sender, START, b"occupied", there));
+        drop(occupant);
+        let just_before = Instant::from_nanos(START.saturating_add(OCCUPIED_HOLD_OFF).as_nanos() - 1);
+        assert!(push(&mut queue, &sender, just_before, b"held off", there));
+        assert!(!push(&mut queue, &sender, START.saturating_add(OCCUPIED_HOLD_OFF), b"free", there));
+        assert_eq!(flush(&mut queue, &sender).sent, 3);
+        let base = sender.local_addr().port();
+        let ports: Vec<_> = receive(&receiver, 3).into_iter().map(|(from, _)| from.port()).collect();
+        assert_eq!(ports, [base, base, port]);
+    }
+
+    #[test]
+    fn without_hashing_the_port_asked_for_does_not_matter() {
+        let receiver = open(Some(LOCALHOST), Family::Ipv4, false);
+        let sender = open(Some(LOCALHOST), Family::Ipv4, false);
+        let mut queue = SendQueue::new(64, 2048);
+        assert!(!push(&mut queue, &sender, START, b"x", to(receiver.local_addr(), Some(free_port()))));
+        flush(&mut queue, &sender);
+        assert_eq!(receive(&receiver, 1)[0].0, sender.local_addr());
+    }
+
+    #[test]
+    fn a_dual_stack_socket_serves_both_families() {
+        let receiver = open(None, Family::Dual, false);
+        let sender = open(None, Family::Dual, true);
+        let port = receiver.local_addr().port();
+        let mut queue = SendQueue::new(64, 2048);
+        for peer in [SocketAddr::new(LOCALHOST, port), SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port)] {
+            push(&mut queue, &sender, START, b"x", to(peer, None));
+        }
+        assert_eq!(flush(&mut queue, &sender), Flushed { sent: 2, failed: 0 });
+        let sources: Vec<_> =
+            receive(&receiver, 2).into_iter().map(|(from, _)| from.ip().to_canonical()).collect();
+        assert_eq!(sources, [LOCALHOST, Ipv6Addr::LOCALHOST.into()]);
+    }
+
+    #[test]
+    fn refusals_say_what_to_do() {
+        let holder = open(Some(LOCALHOST), Family::Ipv4, false);
+        let attempt = |local: &str, port, family| {
+            let local = Some(local.parse().unwrap());
+            Udp::open(UdpConfig { local, port, family, source_port_hashing: false }).unwrap_err()
+        };
+        let port = holder.local_addr().port();
+        let error = attempt("127.0.0.1", port, Family::Ipv4);
+        assert!(matches!(error, UdpError::InUse(_)), "{error:?}");
+        assert_eq!(error.errno(), Some(libc::EADDRINUSE));
+        let text = error.to_string();
+        assert!(text.contains(&format!("UDP port {port} is in use")) && text.contains("choose another --port"), "{text}");
+        let error = attempt("192.0.2.77", 0, Family::Dual);
+        assert!(matches!(error, UdpError::NotLocal(_)), "{error:?}");
+        assert!(error.to_string().contains("192.0.2.77"), "{error}");
+        let error = attempt("127.0.0.1", 0, Family::Ipv6);
+        assert!(matches!(error, UdpError::FamilyMismatch { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_wildcard_socket_occupies_the_port_for_both_families() {
+        let holder = open(None, Family::Dual, false);
+        let port = holder.local_addr().port();
+        let config = UdpConfig { local: None, port, family: Family::Ipv4, source_port_hashing: false };
+        assert!(matches!(Udp::open(config), Err(UdpError::InUse(_))));
+    }
+
+    /// What is on the wire, read from a TUN device to which the route goes.
+    #[test]
+    fn outer_headers_have_df_ttl_64_and_no_tos_or_flow_label() {
+        let Some(namespace) = NetNs::new() else { return };
+        namespace.run(|| {
+            let addresses = vec![("10.9.0.1".parse().unwrap(), 24), ("fd00:9::1".parse().unwrap(), 64)];
+            let tun = Tun::open(TunConfig { name: "wire".to_owned(), mtu: 1500, addresses }).unwrap();
+            let v4: SocketAddr = "10.9.0.2:6081".parse().unwrap();
+            let v6: SocketAddr = "[fd00:9::2]:6081".parse().unwrap();
+            let cases = [
+                (None, Family::Ipv4, v4),
+                (None, Family::Dual, v4),
+                (None, Family::Dual, v6),
+                (None, Family::Ipv6, v6),
+                (Some("10.9.0.1".parse().unwrap()), Family::Dual, v4),
+                (Some("fd00:9::1".parse().unwrap()), Family::Dual, v6),
+            ];
+            for (local, family, peer) in cases {
+                for source_port in [None, Some(50_001)] {
+                    let udp = open(local, family, true);
+                    let mut queue = SendQueue::new(64, 2048);
+                    assert!(!push(&mut queue, &udp, START, b"x", to(peer, source_port)));
+                    assert_eq!(flush(&mut queue, &udp), Flushed { sent: 1, failed: 0 }, "{local:?} {family} {peer}");
+                    let mut packet = [0; 2048];
+                    let length = tun.read(0, &mut packet).unwrap();
+                    let from = source_port.unwrap_or(udp.local_addr().port());
+                    if peer.is_ipv4() {
+                        assert_eq!((packet[0], packet[1], length), (0x45, 0, 29), "no options, TOS 0");
+                        assert_eq!(packet[6..8], [0x40, 0], "DF, no fragment");
+                        assert_eq!(packet[8], 64, "TTL");
+                        assert_eq!(packet[20..22], from.to_be_bytes());
+                    } else {
+                        assert_eq!(packet[..4], [0x60, 0, 0, 0], "traffic class and flow label 0");
+                        assert_eq!((packet[6], packet[7], length), (17, 64, 49), "UDP, hop limit");
+                        assert_eq!(packet[40..42], from.to_be_bytes());
+                    }
+                    // 1500 bytes of MTU: one more does not pass, and is not fragmented.
+                    let headers = if peer.is_ipv4() { 28 } else { 48 };
+                    push(&mut queue, &udp, START, &vec![0; 1500 - headers], to(peer, source_port));
+                    push(&mut queue, &udp, START, &vec![0; 1501 - headers], to(peer, source_port));
+                    assert_eq!(flush(&mut queue, &udp), Flushed { sent: 1, failed: 1 });
+                    assert_eq!(tun.read(0, &mut packet).unwrap(), 1500);
+                    assert_eq!(tun.read(0, &mut packet).unwrap_err().raw_os_error(), Some(libc::EAGAIN));
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn partition_keeps_both_orders() {
+        let mut items = [1, 10, 2, 20, 30, 3];
+        assert_eq!(stable_partition(&mut items, |item| *item < 10), 3);
+        assert_eq!(items, [1, 2, 3, 10, 20, 30]);
+        assert_eq!(stable_partition(&mut items, |_| true), 6);
+        assert_eq!(items, [1, 2, 3, 10, 20, 30]);
+        assert_eq!(stable_partition(&mut items, |_| false), 0);
+        assert_eq!(stable_partition(&mut [0; 0], |_| true), 0);
+    }
+}
