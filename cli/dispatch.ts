@@ -3,7 +3,7 @@
 import { EXIT, type ExitCode, exitCodeOf } from "./exit.ts";
 import { type Arguments, findMisspelling, parseArguments } from "./options.ts";
 import { parserOptions } from "./parser_options.ts";
-import { columns, err, out, paint, takesColour } from "./terminal.ts";
+import { columns, err, out, painter, takesColour } from "./terminal.ts";
 
 /** Ends parsing with an exit code: a page was shown, or the arguments are wrong. */
 class ParsingEnded {
@@ -58,7 +58,7 @@ export async function dispatch(args: readonly string[]): Promise<ExitCode> {
   } catch (error) {
     if (error instanceof ParsingEnded) return error.code;
     const text = error instanceof Error ? error.message : String(error);
-    err(`${paint(["red", "bold"], "icx:")} ${text}\n`);
+    err(`${painter("stderr")(["red", "bold"], "icx:")} ${text}\n`);
     return exitCodeOf(error);
   }
 }

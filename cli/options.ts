@@ -67,15 +67,15 @@ const up = command(
       description: message`UDP port for key exchange on the peer. Default: as --control-port.`,
     })),
     vni: withDefault(
-      option("-v", "--vni", whole("VNI", 1, 0xff_ffff), {
+      option("-v", "--vni", whole("VNI", 0, 0xff_ffff), {
         description: message`Virtual network identifier; the same on both sides.`,
       }),
       1,
       { message: message`${text("1")}` },
     ),
     rekeyIntervalMs: withDefault(
-      option("--rekey-interval", duration(100, 24 * 3_600_000), {
-        description: message`Time between key exchanges, such as 2m, 90s or 500ms. The initiator's counts.`,
+      option("--rekey-interval", duration(1000, 12 * 3_600_000), {
+        description: message`Time between key exchanges, such as 2m or 90s. The initiator's counts.`,
       }),
       120_000,
       { message: message`${text("2m")}` },
@@ -85,7 +85,7 @@ const up = command(
       "icx0",
       { message: message`${text("icx0")}` },
     ),
-    tunMtu: optional(option("-m", "--tun-mtu", whole("BYTES", 576, 65535), {
+    tunMtu: optional(option("-m", "--tun-mtu", whole("BYTES", 68, 65535), {
       description: message`MTU of the tunnel device. Default: from the path, 1392 at 1500.`,
     })),
     datapath: withDefault(

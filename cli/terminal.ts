@@ -26,7 +26,10 @@ export function err(text: string): void {
 /** Styles of {@linkcode paint}. */
 export type Style = Parameters<typeof styleText>[0];
 
-/** Styles text for standard error, or leaves it plain where no colours are wanted. */
-export function paint(style: Style, text: string): string {
-  return takesColour("stderr") ? styleText(style, text, { validateStream: false }) : text;
+/** Styles text, or leaves it plain where no colours are wanted. */
+export type Paint = (style: Style, text: string) => string;
+
+/** Makes the function that styles text for a stream. */
+export function painter(stream: "stdout" | "stderr"): Paint {
+  return takesColour(stream) ? (style, text) => styleText(style, text, { validateStream: false }) : (_, text) => text;
 }
