@@ -79,6 +79,11 @@ impl Engine {
         self.inner_mtu.store(mtu.unwrap_or(UNLIMITED), Ordering::Relaxed);
     }
 
+    /// The virtual device's MTU in bytes of inner packet, if there is one.
+    pub fn inner_mtu(&self) -> Option<u32> {
+        Some(self.inner_mtu.load(Ordering::Relaxed)).filter(|mtu| *mtu != UNLIMITED)
+    }
+
     /// What belongs to no VNI.
     pub fn counters(&self) -> CounterSnapshot {
         self.counters.snapshot()
