@@ -56,9 +56,8 @@ mod tests {
     use super::{BURST, INTERVAL, TooBig};
 
     /// 28 bytes of IPv4 and UDP with DF, from 10.0.0.1 to 10.0.0.2.
-    const PACKET: [u8; 28] = [
-        0x45, 0, 0, 28, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0, 1, 0, 2, 0, 8, 0, 0,
-    ];
+    const PACKET: [u8; 28] =
+        [0x45, 0, 0, 28, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0, 1, 0, 2, 0, 8, 0, 0];
 
     #[test]
     fn answers_are_limited_and_come_again() {

@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use icx_proto::Instant;
 use icx_proto::counters::TxDrop;
 use icx_proto::engine::{Engine, RxVerdict, TxVerdict};
-use icx_proto::Instant;
 
 use crate::clock;
 use crate::icmp::TooBig;
@@ -211,12 +211,13 @@ struct Ends {
     options: PumpOptions,
 }
 
+/// What a worker thread does until the stop, or until it fails.
+type Worker = fn(&Ends, &Control) -> Result<(), PumpError>;
+
 type OnEnd = Box<dyn FnOnce(Result<(), PumpError>) + Send>;
 
 /// Gathers how the workers ended, and tells it once when all have.
-struct End {
-    state: Mutex<EndState>,
-}
+struct End(Mutex<EndState>);
 
 struct EndState {
     running: usize,
@@ -237,6 +238,15 @@ impl Pump {
         options: PumpOptions,
         on_end: Box<dyn FnOnce(Result<(), PumpError>) + Send>,
     ) -> Result<Pump, PumpError> {
+        let ends = Ends { engine, tun, udp, options };
+        Self::start_workers([("icx-out-0", outbound), ("icx-in-0", inbound)], ends, on_end)
+    }
+
+    fn start_workers<const N: usize>(
+        workers: [(&'static str, Worker); N],
+        ends: Ends,
+        on_end: OnEnd,
+    ) -> Result<Pump, PumpError> {
         let stop_event = sys::event_fd().map_err(|source| PumpError::Wait { call: "eventfd", source })?;
         let control = Arc::new(Control {
             stop: AtomicBool::new(false),
@@ -244,15 +254,12 @@ impl Pump {
             outbound: WorkerCounters::default(),
             inbound: WorkerCounters::default(),
         });
-        let ends = Arc::new(Ends { engine, tun, udp, options });
-        let workers: [(&'static str, fn(&Ends, &Control) -> Result<(), PumpError>); 2] =
-            [("icx-out-0", outbound), ("icx-in-0", inbound)];
-        let state = EndState { running: workers.len(), error: None, on_end: Some(on_end) };
-        let end = Arc::new(End { state: Mutex::new(state) });
+        let ends = Arc::new(ends);
+        let end = Arc::new(End(Mutex::new(EndState { running: N, error: None, on_end: Some(on_end) })));
 
         // Workers begin once all of them exist; when one cannot be made, the others find their gate closed and leave.
-        let mut threads = Vec::with_capacity(workers.len());
-        let mut gates = Vec::with_capacity(workers.len());
+        let mut threads = Vec::with_capacity(N);
+        let mut gates = Vec::with_capacity(N);
         let mut spawned = Ok(());
         for (name, run) in workers {
             let (gate, opened) = mpsc::channel::<()>();
@@ -321,7 +328,7 @@ impl Drop for Pump {
 
 impl End {
     fn worker_ended(&self, result: Result<(), PumpError>) {
-        let mut state = lock(&self.state);
+        let mut state = lock(&self.0);
         if let Err(error) = result {
             state.error.get_or_insert(error);
         }
@@ -430,7 +437,8 @@ impl Outbound<'_> {
             }
             TxVerdict::Drop(TxDrop::TooBig) => {
                 let mut reply = [0; TooBig::MAX_BYTES];
-                if let Some(length) = self.too_big.reply(now, &self.packet[..length], self.ends.tun.mtu(), &mut reply) {
+                let mtu = self.ends.engine.inner_mtu().unwrap_or(self.ends.tun.mtu());
+                if let Some(length) = self.too_big.reply(now, &self.packet[..length], mtu, &mut reply) {
                     self.ends.deliver(&reply[..length], self.counters)?;
                 }
             }
@@ -451,8 +459,7 @@ impl Outbound<'_> {
                 && !control.is_stopped()
                 && control.ready(Interest::writable(socket), Some(left)).unwrap_or(false)
         };
-        let flushed =
-            self.queue.flush(&self.ends.udp, &mut wait, &mut |vni, _error| engine.count_tx_errors(vni, 1));
+        let flushed = self.queue.flush(&self.ends.udp, &mut wait, &mut |vni, _error| engine.count_tx_errors(vni, 1));
         count(&self.counters.underlay_sent, flushed.sent);
         count(&self.counters.underlay_send_errors, flushed.failed);
     }
@@ -497,8 +504,7 @@ fn inbound(ends: &Ends, control: &Control) -> Result<(), PumpError> {
                 continue;
             }
             let from: Option<IpAddr> = datagram.from.map(|from| from.ip().to_canonical());
-            if let RxVerdict::Deliver { range, .. } =
-                ends.engine.phy_to_virt(now, from, datagram.payload, &mut packet)
+            if let RxVerdict::Deliver { range, .. } = ends.engine.phy_to_virt(now, from, datagram.payload, &mut packet)
             {
                 ends.deliver(&packet[range], counters)?;
             }
@@ -544,3 +550,6 @@ impl Ends {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

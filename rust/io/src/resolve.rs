@@ -10,7 +10,9 @@ use crate::udp::Family;
 pub enum ResolveError {
     #[error("cannot resolve \"{host}\": {source}; check the spelling, or give an IP address")]
     Failed { host: String, source: io::Error },
-    #[error("\"{host}\" has no {family} address ({found} of the other family): choose the other family or another name")]
+    #[error(
+        "\"{host}\" has no {family} address ({found} of the other family): choose the other family or another name"
+    )]
     NoneOfFamily { host: String, family: Family, found: usize },
 }
 

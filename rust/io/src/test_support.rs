@@ -86,12 +86,6 @@ pub(crate) fn set_up(name: &str, up: bool) -> Result<(), NetlinkError> {
     Netlink::open()?.request(RouteNetlinkMessage::SetLink(request), 0).map(drop)
 }
 
-pub(crate) fn set_mtu(name: &str, mtu: u32) -> Result<(), NetlinkError> {
-    let mut request = named(name);
-    request.attributes.push(LinkAttribute::Mtu(mtu));
-    Netlink::open()?.request(RouteNetlinkMessage::SetLink(request), 0).map(drop)
-}
-
 pub(crate) fn delete(name: &str) -> Result<(), NetlinkError> {
     Netlink::open()?.request(RouteNetlinkMessage::DelLink(named(name)), 0).map(drop)
 }

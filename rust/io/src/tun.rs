@@ -248,9 +248,7 @@ fn attach_error(name: &str, source: io::Error) -> TunError {
 
 fn configure_error(name: &str, action: &str, source: NetlinkError) -> TunError {
     match source.errno() {
-        Some(errno @ libc::EPERM) => {
-            TunError::NoPermission { action: format!("{action} of device {name}"), errno }
-        }
+        Some(errno @ libc::EPERM) => TunError::NoPermission { action: format!("{action} of device {name}"), errno },
         _ => TunError::Configure { name: name.to_owned(), action: action.to_owned(), source },
     }
 }
@@ -298,7 +296,8 @@ mod tests {
             let error = refused(config("icx9", mtu, addresses));
             assert!(matches!(error, TunError::BadMtu { given, least: l } if given == mtu && l == least), "{error:?}");
         }
-        for (address, prefix) in [("10.9.0.1", 33), ("fd00::1", 129), ("0.0.0.0", 0), ("ff02::1", 64), ("224.0.0.1", 4)] {
+        for (address, prefix) in [("10.9.0.1", 33), ("fd00::1", 129), ("0.0.0.0", 0), ("ff02::1", 64), ("224.0.0.1", 4)]
+        {
             let error = refused(config("icx9", 1392, &[(address, prefix)]));
             assert!(matches!(error, TunError::BadAddress { .. }), "{address}/{prefix}: {error:?}");
             assert!(error.to_string().contains(address), "{error}");

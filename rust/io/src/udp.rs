@@ -565,7 +565,8 @@ mod tests {
         let base = sender.local_addr().port();
         let mut received: Vec<_> =
             receive(&receiver, 4).into_iter().map(|(from, payload)| (payload, from.port())).collect();
-        let of_flows: Vec<_> = received.iter().filter(|(_, from)| *from == port).map(|(payload, _)| payload[0]).collect();
+        let of_flows: Vec<_> =
+            received.iter().filter(|(_, from)| *from == port).map(|(payload, _)| payload[0]).collect();
         assert_eq!(of_flows, b"abc", "in order, and the second port of a slot leaves from the first");
         received.retain(|(_, from)| *from != port);
         assert_eq!(received, [(b"k".to_vec(), base)]);
@@ -617,8 +618,7 @@ mod tests {
             push(&mut queue, &sender, START, b"x", to(peer, None));
         }
         assert_eq!(flush(&mut queue, &sender), Flushed { sent: 2, failed: 0 });
-        let sources: Vec<_> =
-            receive(&receiver, 2).into_iter().map(|(from, _)| from.ip().to_canonical()).collect();
+        let sources: Vec<_> = receive(&receiver, 2).into_iter().map(|(from, _)| from.ip().to_canonical()).collect();
         assert_eq!(sources, [LOCALHOST, Ipv6Addr::LOCALHOST.into()]);
     }
 
@@ -634,7 +634,10 @@ mod tests {
         assert!(matches!(error, UdpError::InUse(_)), "{error:?}");
         assert_eq!(error.errno(), Some(libc::EADDRINUSE));
         let text = error.to_string();
-        assert!(text.contains(&format!("UDP port {port} is in use")) && text.contains("choose another --port"), "{text}");
+        assert!(
+            text.contains(&format!("UDP port {port} is in use")) && text.contains("choose another --port"),
+            "{text}"
+        );
         let error = attempt("192.0.2.77", 0, Family::Dual);
         assert!(matches!(error, UdpError::NotLocal(_)), "{error:?}");
         assert!(error.to_string().contains("192.0.2.77"), "{error}");

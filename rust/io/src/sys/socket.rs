@@ -14,8 +14,7 @@ pub(crate) fn set_option(
 ) -> io::Result<()> {
     let length = mem::size_of_val(&value) as libc::socklen_t;
     // SAFETY: pointer and length describe `value`, which the kernel reads during the call only.
-    let result =
-        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -140,12 +139,7 @@ pub(crate) fn sendmmsg<'a>(
     // SAFETY: the first `count` headers were just filled in with pointers to a name, one iovec and a payload that are
     // borrowed until the end of this function; the kernel only reads payloads in a send, and count ≤ headers.len().
     let sent = unsafe {
-        libc::sendmmsg(
-            socket.as_raw_fd(),
-            headers.headers.as_mut_ptr(),
-            count as libc::c_uint,
-            libc::MSG_DONTWAIT as _,
-        )
+        libc::sendmmsg(socket.as_raw_fd(), headers.headers.as_mut_ptr(), count as libc::c_uint, libc::MSG_DONTWAIT as _)
     };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
