@@ -7,7 +7,7 @@ import { type Console, SetupError } from "./setup_console.ts";
 /** Oldest Deno the code is written for. */
 const DENO_MINIMUM = [2, 9, 6] as const;
 /** Oldest kernel with UDP segmentation offload and the route attributes the underlay asks for. */
-const KERNEL_MINIMUM = [5, 4] as const;
+const KERNEL_MINIMUM = [5, 6] as const;
 
 /** Compares dotted numbers; missing places count as 0. */
 export function isOlder(version: string, minimum: readonly number[]): boolean {

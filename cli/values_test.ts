@@ -1,0 +1,40 @@
+import { deepStrictEqual, ok, strictEqual } from "node:assert/strict";
+import { endpoint, formatDuration, formatEndpoint, parseDuration, route } from "./values.ts";
+
+Deno.test("durations are read in milliseconds and written in their largest whole unit", () => {
+  const rows = [
+    ["2m", 120_000, "2m"],
+    ["90s", 90_000, "90s"],
+    ["500ms", 500, "500ms"],
+    ["1m30s", 90_000, "90s"],
+    ["1.5h", 5_400_000, "90m"],
+    ["1h", 3_600_000, "1h"],
+  ] as const;
+  for (const [text, ms, written] of rows) {
+    strictEqual(parseDuration(text), ms, text);
+    strictEqual(formatDuration(ms), written);
+  }
+  for (const text of ["", "2", "m", "-2m", "2 m", "2d", "1.m", "1e3s"]) {
+    strictEqual(parseDuration(text), undefined, text);
+  }
+});
+
+Deno.test("endpoints are names, IPv4 addresses or IPv6 addresses in brackets", () => {
+  for (const text of ["peer.example:6081", "192.0.2.1:1", "[2001:db8::1]:65535", "[fe80::1%eth0]:6081"]) {
+    const result = endpoint().parse(text);
+    ok(result.success, text);
+    strictEqual(formatEndpoint(result.value), text);
+  }
+  for (const text of ["", ":1", "peer", "peer:", "peer:0", "[]:1", "[peer]:1", "a b:1", "2001:db8::1:6081"]) {
+    ok(!endpoint().parse(text).success, text);
+  }
+});
+
+Deno.test("one prefix of an allowed route stands for both", () => {
+  const both = route().parse("10.9.0.0/24");
+  ok(both.success);
+  deepStrictEqual(both.value, { src: "10.9.0.0/24", dst: "10.9.0.0/24" });
+  const pair = route().parse("fd00::1/128=::/0");
+  ok(pair.success);
+  deepStrictEqual(pair.value, { src: "fd00::1/128", dst: "::/0" });
+});
