@@ -1,0 +1,101 @@
+//! The responder's side of handshakes. Whatever one connection does, the next is received.
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use quinn::{Connecting, Connection, ConnectionError, Incoming};
+use tokio::time::timeout;
+
+use crate::peer::Peer;
+use crate::reason;
+use crate::role::Role;
+use crate::session::{CloseCode, Secrets, Session, canonical};
+use crate::shared::Shared;
+use crate::tls::{self, Verifier};
+
+/// How long a handshake may make no progress. It has two steps: the client's hello, and its certificate and signature.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// From this many handshakes under way on, a client first has to prove its address (RFC 9000 section 8.1.2).
+const RETRY_ABOVE: usize = 64;
+/// From this many on, none is taken.
+pub(crate) const REFUSE_ABOVE: usize = 512;
+
+/// Why an incoming handshake led to no session.
+#[derive(Debug, thiserror::Error)]
+enum Rejected {
+    #[error("{0}")]
+    Handshake(String),
+    #[error("the handshake made no progress for {} s", STEP_TIMEOUT.as_secs())]
+    Timeout,
+    #[error(transparent)]
+    Flaw(#[from] tls::HandshakeFlaw),
+    #[error("the peer was removed while its handshake was under way")]
+    Removed,
+    #[error(transparent)]
+    Secrets(#[from] crate::session::SecretsError),
+}
+
+/// Takes one connection attempt: decides at once, and handshakes in the background.
+pub(crate) fn receive(shared: &Arc<Shared>, incoming: Incoming) {
+    let remote = canonical(incoming.remote_address());
+    let under_way = shared.handshakes();
+    if under_way >= REFUSE_ABOVE {
+        incoming.refuse();
+        return shared.reject(remote, format!("{under_way} handshakes are under way, the most there may be"));
+    }
+    if under_way >= RETRY_ABOVE && !incoming.remote_address_validated() {
+        // Only an address that is validated already cannot be asked to retry.
+        let _ = incoming.retry();
+        return;
+    }
+    let (config, verifier) = match shared.server_config() {
+        Ok(config) => config,
+        Err(error) => {
+            incoming.refuse();
+            return shared.reject(remote, error.to_string());
+        }
+    };
+    match incoming.accept_with(config) {
+        Ok(connecting) => {
+            let shared = Arc::clone(shared);
+            tokio::spawn(async move {
+                let guard = shared.count_handshake();
+                let outcome = handshake(&shared, connecting, &verifier).await;
+                drop(guard);
+                match outcome {
+                    Ok((peer, session)) => {
+                        shared.deliver(&peer);
+                        shared.serve(peer, session).await;
+                    }
+                    Err(rejected) if !shared.is_closing() => shared.reject(remote, rejected.to_string()),
+                    Err(_) => {}
+                }
+            });
+        }
+        Err(error) => shared.reject(remote, reason::rejection(&error, verifier.shown())),
+    }
+}
+
+async fn handshake(
+    shared: &Shared,
+    mut connecting: Connecting,
+    verifier: &Verifier,
+) -> Result<(Arc<Peer>, Arc<Session>), Rejected> {
+    let explain = |e: ConnectionError| Rejected::Handshake(reason::rejection(&e, verifier.shown()));
+    timeout(STEP_TIMEOUT, connecting.handshake_data()).await.map_err(|_| Rejected::Timeout)?.map_err(explain)?;
+    // On this side the handshake is finished only when the client is authenticated.
+    let connection = timeout(STEP_TIMEOUT, connecting).await.map_err(|_| Rejected::Timeout)?.map_err(explain)?;
+    admit(shared, &connection, verifier).inspect_err(|_| {
+        connection.close(CloseCode::BadHandshake.code(), CloseCode::BadHandshake.text());
+    })
+}
+
+fn admit(shared: &Shared, connection: &Connection, verifier: &Verifier) -> Result<(Arc<Peer>, Arc<Session>), Rejected> {
+    let key = tls::inspect(connection, verifier)?;
+    let peer = shared.registry.dialing_peer(&key).ok_or(Rejected::Removed)?;
+    let secrets = Secrets::export(connection, Role::Responder)?;
+    let session = peer
+        .accepted(connection.clone(), |id, connection| Session::new(id, connection, Role::Responder, secrets))
+        .ok_or(Rejected::Removed)?;
+    Ok((peer, session))
+}
