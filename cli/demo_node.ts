@@ -86,7 +86,7 @@ export class DemoNode {
       if (parsed.level === "ERROR") this.#problems.push(parsed.message);
       if (event === undefined) continue;
       if (event === "counters" || event === "stopped") this.#addSample(parsed.properties["counters"]);
-      if (event === "keys" && this.#seen.has("keys")) this.rekeys.push(performance.now());
+      if (event === "keys") this.rekeys.push(performance.now());
       if (!this.#seen.has(event)) this.#seen.set(event, parsed.properties);
       this.#waiting.get(event)?.(parsed.properties);
     }

@@ -23,9 +23,11 @@ export class UsageError extends Error {
 /** Finds the code in an error or in what caused it. */
 export function exitCodeOf(error: unknown): ExitCode {
   for (let at: unknown = error, depth = 0; at instanceof Error && depth < 8; at = at.cause, depth++) {
-    if (at instanceof UsageError || at.name === "ConfigError") return EXIT.usage;
+    if (at instanceof UsageError) return EXIT.usage;
     const { code, errno } = at as { readonly code?: unknown; readonly errno?: unknown };
-    if (at.name === "NotCapable" || code === "EPERM" || code === "EACCES" || errno === 1 || errno === 13) {
+    if (
+      at.name === "NotCapable" || code === "EPERM" || code === "EACCES" || code === "permission-denied" || errno === 1
+    ) {
       return EXIT.permission;
     }
   }

@@ -1,0 +1,73 @@
+/** From the arguments of `icx up` to the configuration of a node. */
+
+import { type NodeConfig, parseNodeConfig } from "../control/node_config.ts";
+import { UsageError } from "./exit.ts";
+import type { UpArguments } from "./options.ts";
+
+/** Which option sets a field, for messages about it. */
+const OPTION_OF: Readonly<Record<string, string>> = {
+  "identityKeyFile": "--identity-key",
+  "localAddress": "--local-address",
+  "port": "--port",
+  "controlPort": "--control-port",
+  "device.name": "--tun-device",
+  "device.addresses": "--address",
+  "device.mtuBytes": "--tun-mtu",
+  "rekeyIntervalMs": "--rekey-interval",
+  "peers[0].host": "PEER-HOST:PORT",
+  "peers[0].port": "PEER-HOST:PORT",
+  "peers[0].controlPort": "--peer-control-port",
+  "peers[0].publicKey": "--peer-key",
+  "peers[0].vni": "--vni",
+  "peers[0].allowedRoutes": "--allowed-route",
+  "peers[0].rxRateLimitPps": "--rx-rate-limit",
+};
+
+/** Says a message about fields with the options that set them. */
+export function inTermsOfOptions(message: string): string {
+  return message.replace(/"([a-zA-Z]+(?:\[[0-9]+\])?(?:\.[a-zA-Z]+)?)((?:\[[0-9]+\]|\.[a-z]+)*)"/g, (whole, field) => {
+    return OPTION_OF[field] ?? whole;
+  });
+}
+
+/**
+ * Checks the arguments as one and completes them.
+ *
+ * @throws {UsageError} When they do not fit together, or one of them is not acceptable after all.
+ */
+export function nodeConfigOf(args: UpArguments): NodeConfig {
+  if (args.outerUdpChecksum) {
+    throw new UsageError(
+      "--outer-udp-checksum is for raw underlays, and the tun datapath sends through UDP sockets, where the kernel " +
+        "always computes it: leave the option out",
+    );
+  }
+  try {
+    return parseNodeConfig({
+      identityKeyFile: args.identityKey,
+      ...(args.localAddress === undefined ? {} : { localAddress: args.localAddress }),
+      port: args.port,
+      controlPort: args.controlPort,
+      device: {
+        name: args.tunDevice,
+        addresses: [...args.addresses],
+        ...(args.tunMtu === undefined ? {} : { mtuBytes: args.tunMtu }),
+      },
+      rekeyIntervalMs: args.rekeyIntervalMs,
+      peerFilter: !args.noPeerIpFilter,
+      sourcePortHashing: args.sourcePortHash ?? false,
+      peers: [{
+        host: args.peer.host,
+        port: args.peer.port,
+        ...(args.peerControlPort === undefined ? {} : { controlPort: args.peerControlPort }),
+        publicKey: args.peerKey,
+        vni: args.vni,
+        ...(args.allowedRoutes.length === 0 ? {} : { allowedRoutes: [...args.allowedRoutes] }),
+        rxRateLimitPps: args.rxRateLimit,
+      }],
+    });
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error;
+    throw new UsageError(inTermsOfOptions(error.message), { cause: error });
+  }
+}

@@ -1,0 +1,96 @@
+import { deepStrictEqual, ok, strictEqual, throws } from "node:assert/strict";
+import { UsageError } from "./exit.ts";
+import { type Arguments, parseArguments, type UpArguments } from "./options.ts";
+import { inTermsOfOptions, nodeConfigOf } from "./up_config.ts";
+
+function parse(...args: readonly string[]): UpArguments {
+  const parsed: Arguments = parseArguments(["--identity-key", "node.key", "--peer-key", "peer.pub", ...args], {
+    onError: (_, message) => {
+      throw new Error(JSON.stringify(message));
+    },
+    stderr: () => {},
+  });
+  if (parsed.command !== "up") throw new Error(`parsed as ${parsed.command}`);
+  return parsed;
+}
+
+Deno.test("the defaults are those of the protocol", () => {
+  const config = nodeConfigOf(parse("peer.example:6081"));
+  strictEqual(config.port, 6081);
+  strictEqual(config.controlPort, 6082);
+  strictEqual(config.rekeyIntervalMs, 120_000);
+  strictEqual(config.keepaliveMs, 25_000);
+  ok(config.peerFilter);
+  ok(!config.sourcePortHashing);
+  strictEqual(config.localAddress, undefined);
+  deepStrictEqual(config.device, { name: "icx0", addresses: [], mtuBytes: undefined });
+  deepStrictEqual(config.peers, [{
+    host: "peer.example",
+    port: 6081,
+    controlPort: 6082,
+    publicKey: "peer.pub",
+    vni: 1,
+    allowedRoutes: [{ src: "0.0.0.0/0", dst: "0.0.0.0/0" }, { src: "::/0", dst: "::/0" }],
+    rxRateLimitPps: 0,
+  }]);
+});
+
+Deno.test("each option reaches the configuration", () => {
+  const config = nodeConfigOf(parse(
+    ...["--local-address", "192.0.2.1", "-p", "7081", "--control-port", "7082", "--peer-control-port", "7083"],
+    ...["-v", "42", "--rekey-interval", "90s", "-t", "tun7", "-m", "1280", "--source-port-hash", "--no-peer-ip-filter"],
+    ...["--rx-rate-limit", "1000", "--address", "10.9.0.1/24", "--address", "fd00::1/64"],
+    ...["--allowed-route", "10.9.0.1/32=10.9.0.2/32", "--allowed-route", "fd00::/64", "[2001:db8::2]:7084"],
+  ));
+  deepStrictEqual(config, {
+    identityKeyFile: "node.key",
+    localAddress: "192.0.2.1",
+    port: 7081,
+    controlPort: 7082,
+    device: { name: "tun7", addresses: ["10.9.0.1/24", "fd00::1/64"], mtuBytes: 1280 },
+    rekeyIntervalMs: 90_000,
+    keepaliveMs: 25_000,
+    peerFilter: false,
+    sourcePortHashing: true,
+    peers: [{
+      host: "2001:db8::2",
+      port: 7084,
+      controlPort: 7083,
+      publicKey: "peer.pub",
+      vni: 42,
+      allowedRoutes: [{ src: "10.9.0.1/32", dst: "10.9.0.2/32" }, { src: "fd00::/64", dst: "fd00::/64" }],
+      rxRateLimitPps: 1000,
+    }],
+  });
+});
+
+Deno.test("the peer's control port follows the own one", () => {
+  strictEqual(nodeConfigOf(parse("--control-port", "7082", "peer:6081")).peers[0]?.controlPort, 7082);
+});
+
+Deno.test("what does not fit together is told in terms of the options", () => {
+  const rows = [
+    [["--port", "6082"], "--control-port", "6082"],
+    [["--allowed-route", "10.9.0.1/24"], "--allowed-route", "10.9.0.0/24"],
+    [["--allowed-route", "10.9.0.0/24=fd00::/64"], "--allowed-route", "IP version"],
+    [["--address", "10.9.0.1/33"], "--address", "10.9.0.1/33"],
+    [["--local-address", "300.0.0.1"], "--local-address", "300.0.0.1"],
+    [["--outer-udp-checksum"], "--outer-udp-checksum", "leave the option out"],
+  ] as const;
+  for (const [args, option, told] of rows) {
+    throws(() => nodeConfigOf(parse(...args, "peer:6081")), (error) => {
+      ok(error instanceof UsageError);
+      ok(error.message.includes(option) && error.message.includes(told), error.message);
+      return true;
+    }, args.join(" "));
+  }
+});
+
+Deno.test("only names of fields are replaced in a message", () => {
+  strictEqual(
+    inTermsOfOptions('"peers[0].vni" must be 1: current value is "x"'),
+    '--vni must be 1: current value is "x"',
+  );
+  strictEqual(inTermsOfOptions('"peers[0].allowedRoutes[1].src" is off'), "--allowed-route is off");
+  strictEqual(inTermsOfOptions('"somethingElse" is off'), '"somethingElse" is off');
+});
