@@ -38,7 +38,7 @@ export async function demo(): Promise<ExitCode> {
   const stopped = new AbortController();
   const onSignal = (signal: string) => stopped.abort(new Error(`stopped by ${signal}`));
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, onSignal);
-  using _parent = await followParent();
+  await followParent();
 
   const network = await DemoNetwork.open();
   let result: ExitCode;

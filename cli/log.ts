@@ -44,7 +44,11 @@ export function openLog(options: LogOptions): Log {
     ],
   });
   const logger = getLogger(["icx"]);
-  return (level, text, fields) => logger[level](text.replaceAll("{", "{{").replaceAll("}", "}}"), { ...fields });
+  return (level, text, fields) => {
+    // A program that reads JSON has the fields; the lines below the first are for people.
+    const shown = options.format === "json" ? text.split("\n", 1)[0] ?? "" : text;
+    logger[level](shown.replaceAll("{", "{{").replaceAll("}", "}}"), { ...fields });
+  };
 }
 
 function line(record: LogRecord, paint: Paint): string {

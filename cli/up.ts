@@ -1,0 +1,177 @@
+/** `icx up`: runs a tunnel to one peer until it is told to stop. */
+
+import process from "node:process";
+import { Node, type NodeEvent, type NodeInfo, type NodeStats } from "../control/node.ts";
+import { type NodeConfig, nodeConfigWarnings } from "../control/node_config.ts";
+import { ShutdownSignals } from "../datapath/shutdown_signals.ts";
+import { EXIT, type ExitCode } from "./exit.ts";
+import { type Log, openLog } from "./log.ts";
+import type { UpArguments } from "./options.ts";
+import { exitBySignal, stopSignals } from "./signals.ts";
+import { nodeConfigOf } from "./up_config.ts";
+import { TunnelNarrator } from "./up_events.ts";
+import { formatDuration, formatEndpoint } from "./values.ts";
+import { VERSION } from "./version.ts";
+
+/** Runs the tunnel; resolves with the exit code once it has stopped. */
+export async function up(args: UpArguments): Promise<ExitCode> {
+  const config = nodeConfigOf(args);
+  const log = openLog({
+    level: args.logLevel,
+    format: args.logFormat ?? (process.stderr.isTTY === true ? "text" : "json"),
+  });
+  using signals = new ShutdownSignals({ source: stopSignals, onForce: exitBySignal });
+  const { signal } = signals;
+  try {
+    await using node = await Node.open(config, { signal, onEvent: reporter(args, log) });
+    const info = node.info();
+    checkInterface(args, info);
+    announce(args, { config, info }, log);
+    const ticker = args.statsIntervalMs === undefined ? undefined : setInterval(
+      () => log("info", trafficLine(node.stats(), args.vni), { event: "counters", ...figures(node.stats(), args.vni) }),
+      args.statsIntervalMs,
+    );
+    try {
+      await node.run({ signal });
+    } finally {
+      clearInterval(ticker);
+      const stats = node.stats();
+      const text = `stopped; ${trafficLine(stats, args.vni)}`;
+      log("info", text, { event: "stopped", signal: signals.received, ...figures(stats, args.vni) });
+    }
+  } catch (error) {
+    // Told to stop while it was still opening: that is a clean stop too.
+    if (!signal.aborted || error !== signal.reason) throw error;
+    log("info", "stopped before the tunnel was opened", { event: "stopped", signal: signals.received });
+  }
+  return EXIT.ok;
+}
+
+/** Turns the node's events into log lines. */
+function reporter(args: UpArguments, log: Log): (event: NodeEvent) => void {
+  const peer = formatEndpoint(args.peer);
+  const narrator = new TunnelNarrator({ peer, peerPort: args.peer.port, port: args.port, vni: args.vni });
+  return (event) => {
+    switch (event.type) {
+      case "tunnel": {
+        const line = narrator.tell(event.event);
+        if (line !== undefined) log(line.level, line.text, line.fields);
+        return;
+      }
+      case "locating":
+        log("warning", `the way to ${event.host} is not known yet: ${event.reason}; trying on`, {
+          event: "locating",
+          host: event.host,
+          reason: event.reason,
+        });
+        return;
+      case "moved":
+        log("info", `${event.host} has moved: data goes to ${event.endpoint} now`, {
+          event: "moved",
+          host: event.host,
+          endpoint: event.endpoint,
+        });
+        return;
+      case "rejected":
+        log(
+          "warning",
+          `refused ${event.count} ${
+            event.count === 1 ? "attempt" : "attempts"
+          } to connect, last from ${event.remote}: ` +
+            event.reason,
+          { event: "rejected", remote: event.remote, reason: event.reason, count: event.count },
+        );
+        return;
+      case "forwarding":
+        log("debug", "packets move", { event: "forwarding" });
+        return;
+    }
+  };
+}
+
+function checkInterface(args: UpArguments, info: NodeInfo): void {
+  const found = info.peers[0]?.interface;
+  if (args.interface === undefined || found === undefined || args.interface === found) return;
+  throw new Error(
+    `the kernel's route to ${formatEndpoint(args.peer)} leads through ${found}, and --interface says ` +
+      `${args.interface}: change the route, or give the interface that is meant, or leave the option out`,
+  );
+}
+
+/** Says who is here, where the peer is, how packets move, and how to stop. */
+function announce(args: UpArguments, node: { readonly config: NodeConfig; readonly info: NodeInfo }, log: Log): void {
+  const { config, info } = node;
+  const peer = info.peers[0];
+  const peerConfig = config.peers[0];
+  if (peer === undefined || peerConfig === undefined) return;
+  const calls = peer.role === "initiator" ? "this side calls" : "the peer calls";
+  const why = args.datapath === "auto" ? "picked as the one for UDP sockets" : "as asked for";
+  const addresses = config.device.addresses.length === 0 ? "no address" : config.device.addresses.join(", ");
+  const routes = peerConfig.allowedRoutes.map(({ src, dst }) => src === dst ? src : `${src} = ${dst}`);
+  const rows = [
+    ["this node", info.identity.fingerprint],
+    ["peer", `${peer.fingerprint} at ${formatEndpoint(args.peer)}`],
+    [
+      "underlay",
+      `${peer.interface} to ${peer.endpoint}, path MTU ${peer.pathMtuBytes}; data port ${info.port}, ` +
+      `VNI ${peer.vni}${config.sourcePortHashing ? ", source ports by flow" : ""}`,
+    ],
+    [
+      "keys",
+      `control port ${info.controlPort} here, ${peerConfig.controlPort} there; ${calls}; new keys every ` +
+      formatDuration(config.rekeyIntervalMs),
+    ],
+    ["datapath", `${info.datapath}: TUN device and UDP sockets, ${why}`],
+    ["device", `${info.device.name}, MTU ${info.device.mtuBytes}, ${addresses}`],
+    ["may pass", routes.join("; ")],
+    ["to stop", `Ctrl-C, or kill ${process.pid}`],
+  ];
+  const text = rows.map(([title = "", value = ""]) => `  ${title.padEnd(10)} ${value}`).join("\n");
+  log("info", `icx ${VERSION}\n${text}`, {
+    event: "starting",
+    version: VERSION,
+    pid: process.pid,
+    publicKey: info.identity.publicKey,
+    fingerprint: info.identity.fingerprint,
+    peerFingerprint: peer.fingerprint,
+    peer: formatEndpoint(args.peer),
+    endpoint: peer.endpoint,
+    role: peer.role,
+    interface: peer.interface,
+    pathMtu: peer.pathMtuBytes,
+    port: info.port,
+    controlPort: info.controlPort,
+    peerControlPort: peerConfig.controlPort,
+    vni: peer.vni,
+    datapath: info.datapath,
+    device: info.device.name,
+    mtu: info.device.mtuBytes,
+    addresses: [...config.device.addresses],
+    allowedRoutes: peerConfig.allowedRoutes.map(({ src, dst }) => `${src}=${dst}`),
+  });
+  for (const warning of nodeConfigWarnings(config)) log("warning", warning, { event: "warning" });
+}
+
+/** Counters of the network and of the engine as one, by name, without times. */
+function countersOf(stats: NodeStats, vni: number): Readonly<Record<string, number>> {
+  const network: Readonly<Record<string, bigint>> = stats.datapath.networks.get(vni) ?? {};
+  return Object.fromEntries(
+    Object.entries(stats.datapath.engine)
+      .filter(([name]) => /^(rx|tx)_/.test(name))
+      .map(([name, count]) => [name, Number(count + (network[name] ?? 0n))]),
+  );
+}
+
+function figures(stats: NodeStats, vni: number): Readonly<Record<string, unknown>> {
+  return { counters: countersOf(stats, vni), ends: { ...stats.datapath.ends } };
+}
+
+function trafficLine(stats: NodeStats, vni: number): string {
+  const counters = countersOf(stats, vni);
+  const drops = Object.entries(counters).filter(([name, count]) => !/_(packets|bytes)$/.test(name) && count > 0);
+  const dropped = drops.length === 0
+    ? "nothing dropped"
+    : `dropped: ${drops.map(([n, count]) => `${n} ${count}`).join(", ")}`;
+  return `sent ${counters["tx_packets"] ?? 0} packets (${counters["tx_bytes"] ?? 0} B), ` +
+    `received ${counters["rx_packets"] ?? 0} (${counters["rx_bytes"] ?? 0} B), ${dropped}`;
+}
