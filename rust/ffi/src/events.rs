@@ -1,0 +1,203 @@
+//! The library-wide event queue: one caller at a time waits on it and takes what has come, in order.
+//!
+//! The queue is bounded per handle. What is in it stays; a newer event that finds its handle's share used up
+//! takes the place of the latest one of the same kind, and a closed handle takes its events with it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::code::Code;
+use crate::error::{Failure, Outcome};
+
+/// What an event tells of. The numbers are part of the ABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Kind {
+    PumpEnded = 1,
+    SessionUp = 10,
+    SessionLost = 11,
+    DialFailed = 12,
+    ExchangeDone = 13,
+    ExchangeFailed = 14,
+    PeerRejected = 15,
+}
+
+/// Events that one handle may have waiting.
+const MAX_PER_HANDLE: usize = 256;
+
+/// Bytes before the payload: total length, kind, handle, code.
+const HEADER: usize = 16;
+
+struct Event {
+    kind: Kind,
+    handle: u32,
+    code: Code,
+    payload: String,
+}
+
+impl Event {
+    fn encoded_len(&self) -> usize {
+        (HEADER + self.payload.len()).next_multiple_of(4)
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        let len = self.encoded_len();
+        // A payload is a few hundred bytes, far from 4 GiB.
+        out.extend_from_slice(&(len as u32).to_le_bytes());
+        out.extend_from_slice(&(self.kind as u32).to_le_bytes());
+        out.extend_from_slice(&self.handle.to_le_bytes());
+        out.extend_from_slice(&(self.code as i32).to_le_bytes());
+        out.extend_from_slice(self.payload.as_bytes());
+        out.resize(start + len, 0);
+    }
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Event>,
+    /// Queued events per handle; no entry for none.
+    queued: Option<HashMap<u32, usize>>,
+    /// The present waiter, or the next one, is to return at once.
+    woken: bool,
+    waiting: bool,
+}
+
+static STATE: Mutex<State> = Mutex::new(State { queue: VecDeque::new(), queued: None, woken: false, waiting: false });
+static CHANGED: Condvar = Condvar::new();
+
+fn state() -> MutexGuard<'static, State> {
+    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn push(kind: Kind, handle: u32, code: Code, payload: String) {
+    let mut state = state();
+    state.push(Event { kind, handle, code, payload });
+    drop(state);
+    CHANGED.notify_all();
+}
+
+/// Removes what is queued for a handle that is gone.
+pub(crate) fn forget(handle: u32) {
+    state().forget(handle);
+}
+
+/// Makes the waiter return; without one, the next wait returns at once.
+pub(crate) fn wake() {
+    state().woken = true;
+    CHANGED.notify_all();
+}
+
+/// Waits for events, at most `timeout`, and takes as many whole ones as `capacity` bytes hold. Empty: timeout or woken.
+pub(crate) fn wait(capacity: usize, timeout: Duration) -> Outcome<Vec<u8>> {
+    let deadline = Instant::now() + timeout;
+    let mut state = state();
+    if state.waiting {
+        return Err(Failure::new(Code::Busy, "Another call waits for events already: there can be one at a time"));
+    }
+    state.waiting = true;
+    let outcome = loop {
+        if state.woken {
+            state.woken = false;
+            break Ok(Vec::new());
+        }
+        if !state.queue.is_empty() {
+            break state.take(capacity);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break Ok(Vec::new());
+        }
+        state = CHANGED.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+    };
+    state.waiting = false;
+    outcome
+}
+
+impl State {
+    fn push(&mut self, event: Event) {
+        let queued = self.queued.get_or_insert_default().entry(event.handle).or_default();
+        if *queued < MAX_PER_HANDLE {
+            *queued += 1;
+            self.queue.push_back(event);
+            return;
+        }
+        let same = |old: &&mut Event| old.handle == event.handle && old.kind == event.kind;
+        if let Some(old) = self.queue.iter_mut().rev().find(same) {
+            *old = event;
+        }
+    }
+
+    fn forget(&mut self, handle: u32) {
+        if self.queued.as_mut().is_some_and(|queued| queued.remove(&handle).is_some()) {
+            self.queue.retain(|event| event.handle != handle);
+        }
+    }
+
+    fn take(&mut self, capacity: usize) -> Outcome<Vec<u8>> {
+        let mut out = Vec::new();
+        while let Some(event) = self.queue.front() {
+            if out.len() + event.encoded_len() > capacity {
+                break;
+            }
+            event.encode(&mut out);
+            let handle = event.handle;
+            self.queue.pop_front();
+            if let Some(queued) = &mut self.queued
+                && let Some(count) = queued.get_mut(&handle)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    queued.remove(&handle);
+                }
+            }
+        }
+        match self.queue.front() {
+            Some(event) if out.is_empty() => Err(Failure::new(
+                Code::Buffer,
+                format!("The next event has {} bytes, the buffer {capacity}: give a larger one", event.encoded_len()),
+            )),
+            _ => Ok(out),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(handle: u32, kind: Kind, payload: &str) -> Event {
+        Event { kind, handle, code: Code::Ok, payload: payload.into() }
+    }
+
+    #[test]
+    fn events_are_taken_whole_and_in_order() {
+        let mut state = State::default();
+        state.push(event(1, Kind::SessionUp, "{}"));
+        state.push(event(2, Kind::PumpEnded, "12345"));
+        assert_eq!(state.take(19).unwrap_err().code, Code::Buffer);
+        let first = state.take(43).unwrap();
+        assert_eq!(first, [&[20u8, 0, 0, 0, 10, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0][..], b"{}\0\0"].concat());
+        assert_eq!(state.take(24).unwrap()[16..], *b"12345\0\0\0");
+        assert_eq!(state.queued.as_ref().map(HashMap::len), Some(0));
+    }
+
+    #[test]
+    fn a_handle_cannot_fill_the_queue_and_keeps_its_latest_of_a_kind() {
+        let mut state = State::default();
+        for n in 0..1000 {
+            state.push(event(1, Kind::SessionUp, &n.to_string()));
+        }
+        state.push(event(1, Kind::SessionLost, "no room, none of its kind to replace"));
+        state.push(event(2, Kind::SessionUp, "another handle"));
+        assert_eq!(state.queue.len(), MAX_PER_HANDLE + 1);
+        assert_eq!(state.queue[0].payload, "0");
+        assert_eq!(state.queue[MAX_PER_HANDLE - 1].payload, "999");
+        state.forget(1);
+        assert_eq!(state.queue.len(), 1);
+        state.forget(1);
+        state.forget(2);
+        assert!(state.queue.is_empty());
+    }
+}
