@@ -27,7 +27,10 @@ pub enum TxSwitch {
     Now,
     /// With the first packet that opens under `rx_spi`, at the latest at `deadline`. A later install takes the place
     /// of a key that still waits.
-    OnFirstOpen { rx_spi: Spi, deadline: Instant },
+    OnFirstOpen {
+        rx_spi: Spi,
+        deadline: Instant,
+    },
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -195,17 +198,9 @@ impl Engine {
         Some(SaStatus {
             rx: live
                 .iter()
-                .map(|sa| RxSaStatus {
-                    spi: sa.spi,
-                    expires_at: sa.valid_until(),
-                    superseded: sa.is_superseded(),
-                })
+                .map(|sa| RxSaStatus { spi: sa.spi, expires_at: sa.valid_until(), superseded: sa.is_superseded() })
                 .collect(),
-            tx: tx.as_ref().map(|sa| TxSaStatus {
-                spi: sa.spi,
-                expires_at: sa.expires_at,
-                sealed: sa.counter.last(),
-            }),
+            tx: tx.as_ref().map(|sa| TxSaStatus { spi: sa.spi, expires_at: sa.expires_at, sealed: sa.counter.last() }),
             pending_tx: network.pending().as_ref().map(|pending| pending.sa.spi),
         })
     }

@@ -24,9 +24,14 @@ use crate::wire::outer;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RxVerdict {
     /// A virtual-side frame (L2: with its Ethernet header).
-    Deliver { range: Range<usize>, vni: Vni },
+    Deliver {
+        range: Range<usize>,
+        vni: Vni,
+    },
     /// Authentic, and nothing to deliver: a keepalive or another out-of-band message.
-    Consumed { vni: Vni },
+    Consumed {
+        vni: Vni,
+    },
     Drop(RxDrop),
 }
 

@@ -276,8 +276,11 @@ mod loom_tests {
                 })
                 .into_iter()
                 .collect();
-            let mut seen: Vec<u64> =
-                takers.into_iter().flat_map(|t| t.join().unwrap()).flat_map(|(first, n)| first..first + u64::from(n)).collect();
+            let mut seen: Vec<u64> = takers
+                .into_iter()
+                .flat_map(|t| t.join().unwrap())
+                .flat_map(|(first, n)| first..first + u64::from(n))
+                .collect();
             seen.sort_unstable();
             assert_eq!(seen, [TxCounter::LIMIT - 2, TxCounter::LIMIT - 1, TxCounter::LIMIT]);
         });

@@ -7,8 +7,8 @@ use super::network::Network;
 use super::{Engine, LocalEndpoint, NetworkConfig, NetworkError, Underlay};
 use crate::id::Vni;
 use crate::routes::{PeerRoutes, RouteError, RouteTable};
-use crate::wire::{address, outer};
 use crate::wire::inner::{IPV4_HEADER_LEN, Inner};
+use crate::wire::{address, outer};
 
 /// RFC 791: the total length has 16 bits. RFC 8200: the payload length has.
 const MAX_UDP_PAYLOAD_IPV4: usize = 65_535 - IPV4_HEADER_LEN - outer::UDP_HEADER_LEN;

@@ -27,16 +27,27 @@ pub(super) const SEAL_OVERHEAD: usize = geneve::HEADER_LEN + geneve::TAG_LEN;
 pub enum TxVerdict {
     /// A sealed frame (raw underlay) or datagram (UDP underlay) to `peer`. `source_port` is `None` for the unhashed
     /// port.
-    Send { range: Range<usize>, vni: Vni, peer: SocketAddr, source_port: Option<u16> },
+    Send {
+        range: Range<usize>,
+        vni: Vni,
+        peer: SocketAddr,
+        source_port: Option<u16>,
+    },
     /// A local reply (ARP, neighbour advertisement) that goes back to the virtual side.
-    Reply { range: Range<usize> },
+    Reply {
+        range: Range<usize>,
+    },
     Drop(TxDrop),
 }
 
 /// A frame from the virtual side, as far as its contents and the routes decide.
 pub(super) enum Outbound<'t> {
     /// `inner` is the inner packet's place in the frame.
-    Seal { entry: &'t Entry, inner: Range<usize>, protocol: u16 },
+    Seal {
+        entry: &'t Entry,
+        inner: Range<usize>,
+        protocol: u16,
+    },
     Reply(LocalReply),
 }
 
