@@ -21,6 +21,7 @@ pub mod udp;
 mod test_support;
 
 pub use link::{Link, LinkError};
+pub use netlink::NetlinkError;
 pub use pump::{Pump, PumpCounters, PumpError, PumpOptions};
 pub use resolve::ResolveError;
 pub use route::{Route, RouteError};

@@ -49,7 +49,7 @@ pub fn lookup(dst: IpAddr, src: Option<IpAddr>) -> Result<Route, RouteError> {
     let mut netlink = Netlink::open().map_err(failed)?;
 
     let mut request = RouteMessage::default();
-    request.header.address_family = if dst.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    request.header.address_family = family(dst);
     request.header.destination_prefix_length = host_prefix(dst);
     request.attributes.push(RouteAttribute::Destination(dst.into()));
     if let Some(src) = src {
@@ -116,6 +116,10 @@ fn ip(address: RouteAddress) -> Option<IpAddr> {
     }
 }
 
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
 fn host_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
@@ -124,25 +128,72 @@ fn host_prefix(address: IpAddr) -> u8 {
 mod tests {
     use std::net::IpAddr;
 
-    use super::{RouteError, lookup};
+    use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+    use netlink_packet_route::RouteNetlinkMessage;
+    use netlink_packet_route::route::{
+        RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+    };
+
+    use super::{Route, RouteError, lookup};
+    use crate::netlink::Netlink;
+    use crate::test_support::NetNs;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
 
     #[test]
     fn loopback_goes_by_lo() {
-        let to: IpAddr = "127.0.0.1".parse().unwrap();
-        let route = lookup(to, None).unwrap();
-        assert_eq!((route.interface.as_str(), route.source, route.gateway), ("lo", to, None));
-        let from: IpAddr = "127.0.0.9".parse().unwrap();
-        assert_eq!(lookup(to, Some(from)).unwrap().source, from);
+        let route = lookup(ip("127.0.0.1"), None).unwrap();
+        assert_eq!((route.interface.as_str(), route.source, route.gateway), ("lo", ip("127.0.0.1"), None));
+        assert_eq!(lookup(ip("127.0.0.1"), Some(ip("127.0.0.9"))).unwrap().source, ip("127.0.0.9"));
     }
 
     #[test]
     fn families_must_agree_and_sources_must_be_ours() {
-        let v4: IpAddr = "127.0.0.1".parse().unwrap();
-        let v6: IpAddr = "::1".parse().unwrap();
-        assert!(matches!(lookup(v4, Some(v6)), Err(RouteError::FamilyMismatch { .. })));
-        let foreign: IpAddr = "192.0.2.77".parse().unwrap();
-        let error = lookup(v4, Some(foreign)).unwrap_err();
+        assert!(matches!(lookup(ip("127.0.0.1"), Some(ip("::1"))), Err(RouteError::FamilyMismatch { .. })));
+        let error = lookup(ip("127.0.0.1"), Some(ip("192.0.2.77"))).unwrap_err();
         assert!(matches!(error, RouteError::NoRoute { .. }), "{error:?}");
         assert!(error.to_string().contains("192.0.2.77"), "{error}");
+    }
+
+    /// Adds a route by `gateway`, with an MTU of its own where `mtu` is given.
+    fn add_route(destination: IpAddr, prefix: u8, gateway: IpAddr, mtu: Option<u32>) {
+        let mut message = RouteMessage::default();
+        message.header.address_family = super::family(destination);
+        message.header.destination_prefix_length = prefix;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = RouteProtocol::Static;
+        message.header.scope = RouteScope::Universe;
+        message.header.kind = RouteType::Unicast;
+        message.attributes =
+            vec![RouteAttribute::Destination(destination.into()), RouteAttribute::Gateway(gateway.into())];
+        message.attributes.extend(mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
+        let mut netlink = Netlink::open().unwrap();
+        netlink.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL).unwrap();
+    }
+
+    #[test]
+    fn interface_source_gateway_and_mtu_are_those_of_the_route() {
+        for (ours, theirs, prefix, network, network_prefix, host) in [
+            ("192.0.2.1", "192.0.2.2", 24, "198.51.100.0", 24, "198.51.100.9"),
+            ("fd00:aa::1", "fd00:aa::2", 64, "fd00:bb::", 64, "fd00:bb::9"),
+        ] {
+            let Some((near, far)) = NetNs::new().zip(NetNs::new()) else { return };
+            near.connect(&far, (ip(ours), prefix), (ip(theirs), prefix));
+            near.run(|| {
+                let error = lookup(ip(host), None).unwrap_err();
+                assert!(matches!(&error, RouteError::NoRoute { .. }), "{error:?}");
+                assert!(error.to_string().contains(&format!("no route to {host}")), "{error}");
+
+                let index = crate::link::by_name("under").unwrap().index;
+                let expected =
+                    |gateway, mtu| Route { interface: "under".to_owned(), index, source: ip(ours), gateway, mtu };
+                assert_eq!(lookup(ip(theirs), None).unwrap(), expected(None, 1500));
+                add_route(ip(network), network_prefix, ip(theirs), Some(1400));
+                assert_eq!(lookup(ip(host), None).unwrap(), expected(Some(ip(theirs)), 1400));
+                assert_eq!(lookup(ip(host), Some(ip(ours))).unwrap(), expected(Some(ip(theirs)), 1400));
+            });
+        }
     }
 }

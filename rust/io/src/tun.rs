@@ -355,6 +355,18 @@ mod tests {
     }
 
     #[test]
+    fn an_ipv6_address_where_ipv6_is_off_is_explained() {
+        let Some(namespace) = NetNs::new() else { return };
+        namespace.run(|| {
+            std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+            let error = Tun::open(config("icx0", 1392, &[("fd00:9::1", 64)])).unwrap_err();
+            assert!(matches!(error, TunError::Ipv6Disabled { .. }), "{error:?}");
+            assert!(matches!(link::by_name("icx0"), Err(LinkError::NotFound(_))));
+            Tun::open(config("icx0", 1392, &[("10.9.0.1", 24)])).expect("IPv4 alone does not need it");
+        });
+    }
+
+    #[test]
     fn a_link_set_down_and_a_removed_device_are_told_apart() {
         let Some(namespace) = NetNs::new() else { return };
         namespace.run(|| {
