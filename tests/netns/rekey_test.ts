@@ -1,0 +1,58 @@
+/** Rekeying under load, and coming back after either side restarted. */
+import assert from "node:assert/strict";
+import { type Counters, drops, eventually, Lab, privileged } from "./_lab.ts";
+
+privileged("rekey every second under load in both directions: not one packet is lost to it", async () => {
+  await using lab = await Lab.create();
+  const [a, b] = await lab.tunnel(["--rekey-interval", "1s"]);
+  const server = lab.spawn(lab.b, ["iperf3", "-s", "-B", lab.b.inner4]);
+  await server.until("iperf3 listens", 10_000, () => /listening/i.test(server.stdout) || undefined);
+  await lab.a.ok(["iperf3", "-c", lab.b.inner4, "-u", "-b", "40M", "-l", "1200", "-t", "10", "--bidir"]);
+  // Counters of both ends must be read while nothing moves except keepalives, which come every 25 s.
+  const settled = async (): Promise<[Counters, Counters]> => [await a.counters(), await b.counters()];
+  await eventually("both ends agree on what was sent and opened", 5_000, async () => {
+    const [atA, atB] = await settled();
+    return atA["tx_packets"] === atB["rx_packets"] && atB["tx_packets"] === atA["rx_packets"];
+  });
+  const [atA, atB] = await settled();
+  assert.deepEqual([drops(atA), drops(atB)], [{}, {}]);
+  assert((atA["tx_packets"] ?? 0) > 20_000, `enough traffic: ${atA["tx_packets"]}`);
+  const last = await a.event("stats");
+  assert(last);
+  const rekeys = Math.max(
+    ...a.events().filter((event) => event["event"] === "stats").map((event) => Number(event["exchanges"])),
+  );
+  assert(rekeys >= 9, `one exchange a second: ${rekeys}`);
+  await a.stop();
+  await b.stop();
+});
+
+for (const how of ["SIGTERM", "SIGKILL"] as const) {
+  for (const which of ["initiator", "responder"] as const) {
+    privileged(
+      `${how} and restart of the ${which} under traffic: packets pass again within 2 s of the restart`,
+      async () => {
+        await using lab = await Lab.create();
+        const [a, b] = await lab.tunnel();
+        const roleOfA = (await a.event("up"))["role"];
+        const victim = (roleOfA === "initiator") === (which === "initiator") ? a : b;
+        const survivor = victim === a ? b : a;
+        const ping = lab.spawn(survivor.host, ["ping", "-i", "0.05", lab.other(survivor.host).inner4]);
+        await ping.until("traffic", 5_000, () => /icmp_seq=5 /.test(ping.stdout) || undefined);
+
+        victim.process.kill(how);
+        await victim.process.ended;
+        const again = lab.start(victim.host);
+        // Bounded from the moment at which the new process can talk to its peer at all.
+        await again.event("starting");
+        const probe = () =>
+          victim.host.run(["ping", "-c", "1", "-W", "1", survivor.host.inner4]).then(({ code }) => code === 0);
+        const tookMs = await eventually("traffic after the restart", 15_000, probe);
+        assert(tookMs < 10_000, `back after ${tookMs} ms`);
+        ping.kill("SIGKILL");
+        await again.stop();
+        await survivor.stop();
+      },
+    );
+  }
+}
