@@ -10,6 +10,9 @@ import type { Symbols } from "./symbols.ts";
 /** A buffer of the kind that FFI calls take: not shared with another thread. */
 export type Buffer = Uint8Array<ArrayBuffer>;
 
+/** Byte order of the numbers that the library writes into byte buffers, for `DataView`. */
+export const LITTLE_ENDIAN = true;
+
 const ERR_BYTES = 1024;
 const ERR_HEADER_BYTES = 8;
 const OUT_BYTES = 1024;
@@ -50,8 +53,8 @@ export function check(symbols: Symbols, operation: string, result: number, err?:
   const code = errorCode(result);
   if (err !== undefined) {
     const view = new DataView(err.buffer, err.byteOffset, err.byteLength);
-    const lengthBytes = view.getUint32(0, true);
-    const errno = view.getInt32(4, true);
+    const lengthBytes = view.getUint32(0, LITTLE_ENDIAN);
+    const errno = view.getInt32(4, LITTLE_ENDIAN);
     if (lengthBytes > 0) {
       const message = decoder.decode(err.subarray(ERR_HEADER_BYTES, ERR_HEADER_BYTES + lengthBytes));
       throw new NativeError(message, { code, operation, errno: errno === 0 ? undefined : errno });

@@ -13,165 +13,165 @@ export const ABI_VERSION = 1;
 export const SYMBOLS = {
   icx_abi_version: { parameters: [], result: "u32" },
   icx_version: {
-    parameters: ["buffer" /* out */, "u32" /* out_cap, bytes */],
+    parameters: ["buffer", /* out */ "u32" /* out_cap, bytes */],
     result: "i32", // length
   },
   icx_strerror: {
-    parameters: ["i32" /* code */, "buffer" /* out */, "u32" /* out_cap, bytes */],
+    parameters: ["i32", /* code */ "buffer", /* out */ "u32" /* out_cap, bytes */],
     result: "i32", // length
   },
   icx_close: { parameters: ["u32" /* handle */], result: "i32" },
   icx_close_wait: { parameters: ["u32" /* handle */], result: "i32", nonblocking: true },
   icx_handle_count: { parameters: [], result: "u32" },
   icx_events_wait: {
-    parameters: ["buffer" /* out */, "u32" /* out_cap, bytes */, "u32" /* timeout_ms */],
+    parameters: ["buffer", /* out */ "u32", /* out_cap, bytes */ "u32" /* timeout_ms */],
     result: "i32", // bytes
     nonblocking: true,
   },
   icx_events_wake: { parameters: [], result: "i32" },
   icx_danger_panic: {
-    parameters: ["u32" /* handle */, "buffer" /* err */, "u32" /* err_cap, bytes */],
+    parameters: ["u32", /* handle */ "buffer", /* err */ "u32" /* err_cap, bytes */],
     result: "i32",
   },
   icx_process_set_parent_death_signal: {
-    parameters: ["u32" /* signal */, "buffer" /* err */, "u32" /* err_cap, bytes */],
+    parameters: ["u32", /* signal */ "buffer", /* err */ "u32" /* err_cap, bytes */],
     result: "i32",
   },
 
   icx_identity_generate: {
-    parameters: ["buffer" /* json */, "u32" /* json_len, bytes */, "buffer" /* err */, "u32" /* err_cap, bytes */],
+    parameters: ["buffer", /* json */ "u32", /* json_len, bytes */ "buffer", /* err */ "u32" /* err_cap, bytes */],
     result: "i32", // handle
   },
   icx_identity_load: {
-    parameters: ["buffer" /* json */, "u32" /* json_len, bytes */, "buffer" /* err */, "u32" /* err_cap, bytes */],
+    parameters: ["buffer", /* json */ "u32", /* json_len, bytes */ "buffer", /* err */ "u32" /* err_cap, bytes */],
     result: "i32", // handle
   },
   icx_identity_info: {
-    parameters: ["u32" /* identity */, "buffer" /* out */, "u32" /* out_cap, bytes */],
+    parameters: ["u32", /* identity */ "buffer", /* out */ "u32" /* out_cap, bytes */],
     result: "i32", // length
   },
   icx_peer_key_parse: {
     parameters: [
-      "buffer" /* json */,
-      "u32" /* json_len, bytes */,
-      "buffer" /* out */,
-      "u32" /* out_cap, bytes */,
-      "buffer" /* err */,
-      "u32" /* err_cap, bytes */,
+      "buffer", /* json */
+      "u32", /* json_len, bytes */
+      "buffer", /* out */
+      "u32", /* out_cap, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
     ],
     result: "i32", // length
   },
   icx_role: {
-    parameters: ["buffer" /* json */, "u32" /* json_len, bytes */, "buffer" /* err */, "u32" /* err_cap, bytes */],
+    parameters: ["buffer", /* json */ "u32", /* json_len, bytes */ "buffer", /* err */ "u32" /* err_cap, bytes */],
     result: "i32", // 1 initiator, 0 responder
   },
 
   icx_engine_create: {
-    parameters: ["buffer" /* json */, "u32" /* json_len, bytes */, "buffer" /* err */, "u32" /* err_cap, bytes */],
+    parameters: ["buffer", /* json */ "u32", /* json_len, bytes */ "buffer", /* err */ "u32" /* err_cap, bytes */],
     result: "i32", // handle
   },
   icx_engine_set_clock: {
-    parameters: ["u32" /* engine */, "u32" /* lo, ns */, "u32" /* hi, 2^32 ns */],
+    parameters: ["u32", /* engine */ "u32", /* lo, ns */ "u32" /* hi, 2^32 ns */],
     result: "i32",
   },
   icx_engine_add_network: {
     parameters: [
-      "u32" /* engine */,
-      "buffer" /* json */,
-      "u32" /* json_len, bytes */,
-      "buffer" /* err */,
-      "u32" /* err_cap, bytes */,
+      "u32", /* engine */
+      "buffer", /* json */
+      "u32", /* json_len, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
     ],
     result: "i32",
   },
   icx_engine_update_network: {
     parameters: [
-      "u32" /* engine */,
-      "buffer" /* json */,
-      "u32" /* json_len, bytes */,
-      "buffer" /* err */,
-      "u32" /* err_cap, bytes */,
+      "u32", /* engine */
+      "buffer", /* json */
+      "u32", /* json_len, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
     ],
     result: "i32",
   },
   icx_engine_remove_network: {
-    parameters: ["u32" /* engine */, "u32" /* vni */, "buffer" /* err */, "u32" /* err_cap, bytes */],
+    parameters: ["u32", /* engine */ "u32", /* vni */ "buffer", /* err */ "u32" /* err_cap, bytes */],
     result: "i32",
   },
-  icx_engine_set_inner_mtu: { parameters: ["u32" /* engine */, "u32" /* mtu, bytes */], result: "i32" },
+  icx_engine_set_inner_mtu: { parameters: ["u32", /* engine */ "u32" /* mtu, bytes */], result: "i32" },
   icx_engine_danger_install: {
     parameters: [
-      "u32" /* engine */,
-      "buffer" /* json */,
-      "u32" /* json_len, bytes */,
-      "buffer" /* err */,
-      "u32" /* err_cap, bytes */,
+      "u32", /* engine */
+      "buffer", /* json */
+      "u32", /* json_len, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
     ],
     result: "i32",
   },
   icx_engine_danger_install_epoch: {
     parameters: [
-      "u32" /* engine */,
-      "buffer" /* json */,
-      "u32" /* json_len, bytes */,
-      "buffer" /* err */,
-      "u32" /* err_cap, bytes */,
+      "u32", /* engine */
+      "buffer", /* json */
+      "u32", /* json_len, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
     ],
     result: "i32",
   },
   icx_engine_skip_tx_counter: {
     parameters: [
-      "u32" /* engine */,
-      "buffer" /* json */,
-      "u32" /* json_len, bytes */,
-      "buffer" /* err */,
-      "u32" /* err_cap, bytes */,
+      "u32", /* engine */
+      "buffer", /* json */
+      "u32", /* json_len, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
     ],
     result: "i32", // 1 moved, 0 not
   },
   icx_engine_sa_status: {
-    parameters: ["u32" /* engine */, "u32" /* vni */, "buffer" /* out */, "u32" /* out_cap, bytes */],
+    parameters: ["u32", /* engine */ "u32", /* vni */ "buffer", /* out */ "u32" /* out_cap, bytes */],
     result: "i32", // length
   },
   icx_engine_counters: {
-    parameters: ["u32" /* engine */, "u32" /* vni */, "buffer" /* out, u64 */, "u32" /* count */],
+    parameters: ["u32", /* engine */ "u32", /* vni */ "buffer", /* out, u64 */ "u32" /* count */],
     result: "i32", // how many
   },
   icx_counter_names: {
-    parameters: ["buffer" /* out */, "u32" /* out_cap, bytes */],
+    parameters: ["buffer", /* out */ "u32" /* out_cap, bytes */],
     result: "i32", // length
   },
   icx_engine_virt_to_phy: {
     parameters: [
-      "u32" /* engine */,
-      "buffer" /* input */,
-      "u32" /* input_len, bytes */,
-      "buffer" /* packets, IcxPacket */,
-      "u32" /* count */,
-      "buffer" /* output */,
-      "u32" /* output_len, bytes */,
+      "u32", /* engine */
+      "buffer", /* input */
+      "u32", /* input_len, bytes */
+      "buffer", /* packets, IcxPacket */
+      "u32", /* count */
+      "buffer", /* output */
+      "u32", /* output_len, bytes */
     ],
     result: "i32", // packets processed
   },
   icx_engine_phy_to_virt: {
     parameters: [
-      "u32" /* engine */,
-      "buffer" /* input */,
-      "u32" /* input_len, bytes */,
-      "buffer" /* packets, IcxPacket */,
-      "u32" /* count */,
-      "buffer" /* output */,
-      "u32" /* output_len, bytes */,
+      "u32", /* engine */
+      "buffer", /* input */
+      "u32", /* input_len, bytes */
+      "buffer", /* packets, IcxPacket */
+      "u32", /* count */
+      "buffer", /* output */
+      "u32", /* output_len, bytes */
     ],
     result: "i32", // packets processed
   },
   icx_engine_to_phy: {
     parameters: [
-      "u32" /* engine */,
-      "buffer" /* packets, IcxPacket */,
-      "u32" /* capacity */,
-      "buffer" /* output */,
-      "u32" /* output_len, bytes */,
+      "u32", /* engine */
+      "buffer", /* packets, IcxPacket */
+      "u32", /* capacity */
+      "buffer", /* output */
+      "u32", /* output_len, bytes */
     ],
     result: "i32", // packets produced
   },
@@ -181,119 +181,119 @@ export const SYMBOLS = {
   },
 
   icx_tun_open: {
-    parameters: ["buffer" /* json */, "u32" /* json_len, bytes */, "buffer" /* err */, "u32" /* err_cap, bytes */],
+    parameters: ["buffer", /* json */ "u32", /* json_len, bytes */ "buffer", /* err */ "u32" /* err_cap, bytes */],
     result: "i32", // handle
   },
   icx_tun_info: {
-    parameters: ["u32" /* tun */, "buffer" /* out */, "u32" /* out_cap, bytes */],
+    parameters: ["u32", /* tun */ "buffer", /* out */ "u32" /* out_cap, bytes */],
     result: "i32", // length
   },
   icx_udp_open: {
-    parameters: ["buffer" /* json */, "u32" /* json_len, bytes */, "buffer" /* err */, "u32" /* err_cap, bytes */],
+    parameters: ["buffer", /* json */ "u32", /* json_len, bytes */ "buffer", /* err */ "u32" /* err_cap, bytes */],
     result: "i32", // handle
   },
   icx_udp_info: {
-    parameters: ["u32" /* udp */, "buffer" /* out */, "u32" /* out_cap, bytes */],
+    parameters: ["u32", /* udp */ "buffer", /* out */ "u32" /* out_cap, bytes */],
     result: "i32", // length
   },
   icx_pump_start: {
-    parameters: ["buffer" /* json */, "u32" /* json_len, bytes */, "buffer" /* err */, "u32" /* err_cap, bytes */],
+    parameters: ["buffer", /* json */ "u32", /* json_len, bytes */ "buffer", /* err */ "u32" /* err_cap, bytes */],
     result: "i32", // handle
   },
   icx_pump_stop: { parameters: ["u32" /* pump */], result: "i32", nonblocking: true },
   icx_pump_counters: {
-    parameters: ["u32" /* pump */, "buffer" /* out, u64 */, "u32" /* count */],
+    parameters: ["u32", /* pump */ "buffer", /* out, u64 */ "u32" /* count */],
     result: "i32", // how many
   },
   icx_pump_counter_names: {
-    parameters: ["buffer" /* out */, "u32" /* out_cap, bytes */],
+    parameters: ["buffer", /* out */ "u32" /* out_cap, bytes */],
     result: "i32", // length
   },
   icx_route_lookup: {
     parameters: [
-      "buffer" /* json */,
-      "u32" /* json_len, bytes */,
-      "buffer" /* out */,
-      "u32" /* out_cap, bytes */,
-      "buffer" /* err */,
-      "u32" /* err_cap, bytes */,
+      "buffer", /* json */
+      "u32", /* json_len, bytes */
+      "buffer", /* out */
+      "u32", /* out_cap, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
     ],
     result: "i32", // length
     nonblocking: true,
   },
   icx_interface_lookup: {
     parameters: [
-      "buffer" /* json */,
-      "u32" /* json_len, bytes */,
-      "buffer" /* out */,
-      "u32" /* out_cap, bytes */,
-      "buffer" /* err */,
-      "u32" /* err_cap, bytes */,
+      "buffer", /* json */
+      "u32", /* json_len, bytes */
+      "buffer", /* out */
+      "u32", /* out_cap, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
     ],
     result: "i32", // length
   },
   icx_resolve: {
     parameters: [
-      "buffer" /* json */,
-      "u32" /* json_len, bytes */,
-      "buffer" /* out */,
-      "u32" /* out_cap, bytes */,
-      "buffer" /* err */,
-      "u32" /* err_cap, bytes */,
+      "buffer", /* json */
+      "u32", /* json_len, bytes */
+      "buffer", /* out */
+      "u32", /* out_cap, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
     ],
     result: "i32", // length
     nonblocking: true,
   },
 
   icx_control_open: {
-    parameters: ["buffer" /* json */, "u32" /* json_len, bytes */, "buffer" /* err */, "u32" /* err_cap, bytes */],
+    parameters: ["buffer", /* json */ "u32", /* json_len, bytes */ "buffer", /* err */ "u32" /* err_cap, bytes */],
     result: "i32", // handle
   },
   icx_control_info: {
-    parameters: ["u32" /* control */, "buffer" /* out */, "u32" /* out_cap, bytes */],
+    parameters: ["u32", /* control */ "buffer", /* out */ "u32" /* out_cap, bytes */],
     result: "i32", // length
   },
   icx_control_add_peer: {
-    parameters: ["buffer" /* json */, "u32" /* json_len, bytes */, "buffer" /* err */, "u32" /* err_cap, bytes */],
+    parameters: ["buffer", /* json */ "u32", /* json_len, bytes */ "buffer", /* err */ "u32" /* err_cap, bytes */],
     result: "i32", // handle
   },
   icx_peer_info: {
-    parameters: ["u32" /* peer */, "buffer" /* out */, "u32" /* out_cap, bytes */],
+    parameters: ["u32", /* peer */ "buffer", /* out */ "u32" /* out_cap, bytes */],
     result: "i32", // length
   },
   icx_peer_dial: {
     parameters: [
-      "u32" /* peer */,
-      "buffer" /* json */,
-      "u32" /* json_len, bytes */,
-      "buffer" /* err */,
-      "u32" /* err_cap, bytes */,
+      "u32", /* peer */
+      "buffer", /* json */
+      "u32", /* json_len, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
     ],
     result: "i32",
   },
   icx_peer_exchange: {
     parameters: [
-      "u32" /* peer */,
-      "buffer" /* json */,
-      "u32" /* json_len, bytes */,
-      "buffer" /* err */,
-      "u32" /* err_cap, bytes */,
+      "u32", /* peer */
+      "buffer", /* json */
+      "u32", /* json_len, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
     ],
     result: "i32",
   },
   icx_peer_probe: {
-    parameters: ["u32" /* peer */, "buffer" /* err */, "u32" /* err_cap, bytes */],
+    parameters: ["u32", /* peer */ "buffer", /* err */ "u32" /* err_cap, bytes */],
     result: "i32",
   },
   icx_peer_disconnect: {
-    parameters: ["u32" /* peer */, "buffer" /* err */, "u32" /* err_cap, bytes */],
+    parameters: ["u32", /* peer */ "buffer", /* err */ "u32" /* err_cap, bytes */],
     result: "i32",
   },
   icx_peer_status: {
-    parameters: ["u32" /* peer */, "buffer" /* out */, "u32" /* out_cap, bytes */],
+    parameters: ["u32", /* peer */ "buffer", /* out */ "u32" /* out_cap, bytes */],
     result: "i32", // length
   },
-} as const satisfies Deno.ForeignLibraryInterface;
+} as const;
 
-/** The functions of an open library. */
+/** The functions of an open library. It also makes the compiler check that the table is one. */
 export type Symbols = Deno.StaticForeignLibraryInterface<typeof SYMBOLS>;

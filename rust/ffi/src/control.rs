@@ -231,7 +231,8 @@ impl PeerHandle {
     /// Ends the peer's session and forgets its pin; its keys stay in the engine until they expire.
     pub(crate) fn withdraw(&self) {
         self.control.peers.state().handles.remove(&self.peer);
-        self.control.endpoint.remove_peer(self.peer);
+        // An endpoint that is closed has no peers to remove.
+        let _ = self.control.endpoint.remove_peer(self.peer);
     }
 }
 
@@ -268,7 +269,7 @@ pub(crate) fn add_peer(call: &Call, text: &[u8]) -> Outcome<u32> {
 fn add_peer_code(error: &AddPeerError) -> Code {
     match error {
         AddPeerError::EqualKeys(_) => Code::Key,
-        AddPeerError::Exists { .. } => Code::Exists,
+        AddPeerError::KeyExists(_) | AddPeerError::VniInUse(_) => Code::Exists,
         AddPeerError::Closed => Code::Closed,
         _ => Code::Invalid,
     }
@@ -361,7 +362,8 @@ pub(crate) fn exchange(call: &Call, peer: u32, text: &[u8]) -> Outcome<i32> {
 
 pub(crate) fn probe(call: &Call, peer: u32) -> Outcome<i32> {
     let peer = call.get::<PeerHandle>(peer)?;
-    command("probe the peer", peer.control.endpoint.probe(peer.peer))
+    // Whether it was too early for another one does not matter to the caller.
+    command("probe the peer", peer.control.endpoint.probe(peer.peer).map(|_| ()))
 }
 
 pub(crate) fn disconnect(call: &Call, peer: u32) -> Outcome<i32> {

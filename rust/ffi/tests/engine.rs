@@ -181,7 +181,7 @@ fn packets_pass_from_one_engine_to_the_other_in_batches() {
     let mut opened = vec![0; 4096];
     assert_eq!(phy_to_virt(b, &sealed, &mut packets, &mut opened), 5);
     assert_eq!(opened[..1512], input[..1512]);
-    assert_eq!(packets.iter().map(|packet| packet.verdict).collect::<Vec<_>>(), [0, 0, 0, -11, -3]);
+    assert_eq!(packets.iter().map(|packet| packet.verdict).collect::<Vec<_>>(), [0, 0, 0, -9, -3]);
     assert_eq!(counter(b, VNI, "rx_packets"), 3);
     assert_eq!(counter(b, VNI, "rx_replayed"), 1);
     assert_eq!(counter(b, VNI, "rx_bad_peer"), 1);

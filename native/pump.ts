@@ -1,0 +1,147 @@
+/**
+ * The native threads between a device, an engine and an underlay.
+ *
+ * @module
+ */
+
+import type { NativeEngine } from "./engine.ts";
+import { errorCode, NativeError } from "./errors.ts";
+import { EVENT_KIND, type NativeEvent } from "./events.ts";
+import { AsyncHandle } from "./handle.ts";
+import type { Library } from "./library.ts";
+import { callJson, check, queryJson } from "./marshal.ts";
+import type { NativeTun } from "./tun.ts";
+import type { NativeUdp } from "./udp.ts";
+
+/** What a pump is made of. All are of the same library. */
+export interface PumpOptions {
+  /** The engine. It stays its owner's. */
+  readonly engine: NativeEngine;
+  /** The device. The pump takes it over. */
+  readonly tun: NativeTun;
+  /** The sockets. The pump takes them over. */
+  readonly udp: NativeUdp;
+}
+
+/** What a pump has moved since its start. */
+export interface PumpCounters {
+  /** Inner packets read from the device. */
+  readonly deviceReadPackets: number;
+  /** Inner packets written to the device. */
+  readonly deviceWritePackets: number;
+  /** Inner packets that the device refused. */
+  readonly deviceWriteErrors: number;
+  /** Datagrams sent. */
+  readonly underlaySent: number;
+  /** Datagrams received. */
+  readonly underlayReceived: number;
+  /** Datagrams that the operating system refused to send. */
+  readonly underlaySendErrors: number;
+  /** Datagrams that left from the base port as their hashed one was taken. */
+  readonly portFallbacks: number;
+  /** Datagrams that were longer than any that can be sent. */
+  readonly underlayTruncated: number;
+}
+
+/** Order of the counters in the C interface; a test compares it with `icx_pump_counter_names`. */
+export const PUMP_COUNTERS = [
+  "deviceReadPackets",
+  "deviceWritePackets",
+  "deviceWriteErrors",
+  "underlaySent",
+  "underlayReceived",
+  "underlaySendErrors",
+  "portFallbacks",
+  "underlayTruncated",
+] as const;
+
+/** A running pump. */
+export class NativePump extends AsyncHandle {
+  protected override readonly kind = "pump";
+  /**
+   * Resolves when the pump has stopped, rejects with a {@linkcode NativeError} when one of its threads failed before. It is safe
+   * to ignore.
+   */
+  readonly ended: Promise<void>;
+  readonly #ended = Promise.withResolvers<void>();
+  readonly #values = new BigUint64Array(PUMP_COUNTERS.length);
+  readonly #unsubscribe: () => void;
+
+  private constructor(library: Library, id: number) {
+    super(library, id);
+    this.ended = this.#ended.promise;
+    this.ended.catch(() => {});
+    this.#unsubscribe = library.events.subscribe(id, {
+      onEvent: (event) => this.#take(event),
+      onError: (error) => this.#ended.reject(error),
+    });
+  }
+
+  /**
+   * Starts the threads.
+   *
+   * @throws {NativeError} `ESTATE` for an engine that cannot move real traffic over UDP; device and sockets stay their owner's then. `ESYS` when
+   * there are no threads to be had; they are closed then.
+   */
+  static start(options: PumpOptions): NativePump {
+    const operation = "icx_pump_start";
+    const { engine, tun, udp } = options;
+    const { library } = engine;
+    const { symbols } = library;
+    const ids = { engine: engine.unsafeId(operation), tun: tun.unsafeId(operation), udp: udp.unsafeId(operation) };
+    try {
+      const id = callJson(symbols, operation, ids, (...text) => symbols.icx_pump_start(...text));
+      tun.releaseToPump();
+      udp.releaseToPump();
+      return new NativePump(library, id);
+    } catch (error) {
+      // Where the start failed late, both are gone.
+      if (tun.state === "open" && symbols.icx_tun_info(ids.tun, null, 0) === BAD_HANDLE) tun.releaseToPump();
+      if (udp.state === "open" && symbols.icx_udp_info(ids.udp, null, 0) === BAD_HANDLE) udp.releaseToPump();
+      throw error;
+    }
+  }
+
+  /** The counters as they stand, also after `stop`. */
+  counters(): PumpCounters {
+    const { symbols, id } = this.use("icx_pump_counters");
+    check(symbols, "icx_pump_counters", symbols.icx_pump_counters(id, this.#values, this.#values.length));
+    const counters = PUMP_COUNTERS.map((name, index) => [name, Number(this.#values[index] ?? 0n)]);
+    return Object.fromEntries(counters);
+  }
+
+  /** Stops the threads and waits for them. The counters stay readable until `close`. May be called again. */
+  async stop(): Promise<void> {
+    if (this.state !== "open") return await this.close();
+    const { symbols, id } = this.use("icx_pump_stop");
+    const result = await this.library.track(symbols.icx_pump_stop(id));
+    this.#unsubscribe();
+    // A close meanwhile has done the same.
+    if (result !== BAD_HANDLE) check(this.library.symbols, "icx_pump_stop", result);
+    this.#ended.resolve();
+  }
+
+  protected override onClosed(): void {
+    this.#unsubscribe();
+    this.#ended.resolve();
+  }
+
+  #take(event: NativeEvent): void {
+    if (event.kind !== EVENT_KIND.pumpEnded) return;
+    const { message, operation, errno } = event.payload as {
+      readonly message: string;
+      readonly operation: string;
+      readonly errno: number | null;
+    };
+    this.#ended.reject(new NativeError(message, { code: errorCode(event.code), operation, errno: errno ?? undefined }));
+  }
+}
+
+/** `ICX_EBADHANDLE`. */
+const BAD_HANDLE = -2;
+
+/** Names of the pump counters as the library has them, in order. */
+export function pumpCounterNames(library: Library): readonly string[] {
+  const { symbols } = library;
+  return queryJson(symbols, "icx_pump_counter_names", (out, outBytes) => symbols.icx_pump_counter_names(out, outBytes));
+}

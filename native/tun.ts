@@ -1,0 +1,56 @@
+/**
+ * TUN devices.
+ *
+ * @module
+ */
+
+import { SyncHandle } from "./handle.ts";
+import type { Library } from "./library.ts";
+import { callJson, queryJson } from "./marshal.ts";
+
+/** What {@linkcode NativeTun.open} takes. */
+export interface TunOptions {
+  /** The interface's name, 1 to 15 bytes. */
+  readonly name: string;
+  /** The largest packet in bytes. */
+  readonly mtu: number;
+  /** Addresses with prefix length, such as `10.9.0.1/24`. */
+  readonly addresses: readonly string[];
+}
+
+/** A TUN device as it was made. */
+export interface TunInfo {
+  /** The interface's name. */
+  readonly name: string;
+  /** The interface's index. */
+  readonly index: number;
+  /** The largest packet in bytes. */
+  readonly mtu: number;
+}
+
+/** A TUN device. It goes away when it is closed, or with the pump that has taken it over. */
+export class NativeTun extends SyncHandle {
+  protected override readonly kind = "TUN device";
+
+  /**
+   * Makes the device and sets it up.
+   *
+   * @throws {NativeError} `EPERM` without CAP_NET_ADMIN, `EBUSY`, `EUNSUPPORTED` without a TUN driver, `EINVAL`, `ESYS`.
+   */
+  static open(library: Library, options: TunOptions): NativeTun {
+    const { symbols } = library;
+    const id = callJson(symbols, "icx_tun_open", options, (...text) => symbols.icx_tun_open(...text));
+    return new NativeTun(library, id);
+  }
+
+  /** Name, index and MTU. */
+  info(): TunInfo {
+    const { symbols, id } = this.use("icx_tun_info");
+    return queryJson(symbols, "icx_tun_info", (out, outBytes) => symbols.icx_tun_info(id, out, outBytes));
+  }
+
+  /** For pumps: the library has taken the device over, so that there is nothing to close here any more. */
+  releaseToPump(): void {
+    this.closed();
+  }
+}

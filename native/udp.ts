@@ -1,0 +1,56 @@
+/**
+ * UDP sockets of an underlay.
+ *
+ * @module
+ */
+
+import { SyncHandle } from "./handle.ts";
+import type { Library } from "./library.ts";
+import { callJson, queryJson } from "./marshal.ts";
+
+/** What {@linkcode NativeUdp.open} takes. */
+export interface UdpOptions {
+  /** The address to bind. @default all of the family */
+  readonly localAddress?: string | undefined;
+  /** The port to receive on; 0 for any free one. */
+  readonly port: number;
+  /** Whether a datagram may leave from a port that follows its inner flow. */
+  readonly sourcePortHashing: boolean;
+  /** The IP versions; must include `localAddress`. */
+  readonly family: "ipv4" | "ipv6" | "dual";
+}
+
+/** What the sockets are bound to. */
+export interface UdpInfo {
+  /** The address. */
+  readonly localAddress: string;
+  /** The port. */
+  readonly port: number;
+}
+
+/** The UDP sockets of one node's underlay. */
+export class NativeUdp extends SyncHandle {
+  protected override readonly kind = "UDP underlay";
+
+  /**
+   * Binds the sockets.
+   *
+   * @throws {NativeError} `EBUSY` for a port that is taken, `EPERM`, `EINVAL`, `ESYS`.
+   */
+  static open(library: Library, options: UdpOptions): NativeUdp {
+    const { symbols } = library;
+    const id = callJson(symbols, "icx_udp_open", options, (...text) => symbols.icx_udp_open(...text));
+    return new NativeUdp(library, id);
+  }
+
+  /** Address and port. */
+  info(): UdpInfo {
+    const { symbols, id } = this.use("icx_udp_info");
+    return queryJson(symbols, "icx_udp_info", (out, outBytes) => symbols.icx_udp_info(id, out, outBytes));
+  }
+
+  /** For pumps: the library has taken the sockets over, so that there is nothing to close here any more. */
+  releaseToPump(): void {
+    this.closed();
+  }
+}
