@@ -6,14 +6,10 @@
 
 use core::ops::Range;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-
-use arc_swap::Guard;
 
 use super::Engine;
-use super::sa::TxSa;
 use super::table::{Entry, Table};
-use super::tx::{Outbound, Plain, SEAL_OVERHEAD, usable};
+use super::tx::{Outbound, Plain, SEAL_OVERHEAD, UsableTx};
 use crate::counters::TxDrop;
 use crate::id::Vni;
 use crate::time::Instant;
@@ -105,7 +101,7 @@ struct Planned {
 /// Packets to one network that are certain to be sealed, but for the counter limit.
 struct Block<'t> {
     entry: &'t Entry,
-    tx: Guard<Option<Arc<TxSa>>>,
+    tx: UsableTx<'t>,
     planned: [Planned; BLOCK],
     len: usize,
 }
@@ -208,12 +204,9 @@ impl Engine {
         runs: &mut Vec<SealedRun>,
     ) {
         let Block { entry, tx, planned, len } = block;
-        let (vni, peer) = (entry.network.vni, entry.config.peer);
+        let (vni, peer) = (entry.network.vni, entry.peer);
         let counters = &entry.network.counters;
-        let (sa, key) = match usable(now, tx) {
-            Ok(usable) => usable,
-            Err(reason) => return counters.tx_dropped(reason, *len as u64),
-        };
+        let (sa, key) = tx;
         let (first, granted) = sa.counter.take(*len as u16);
         let (mut sent, mut bytes) = (0, 0);
         for (counter, packet) in (first..).zip(&planned[..usize::from(granted)]) {

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Engine;
+use super::keys::Keys;
 use super::network::Network;
-use super::sa::{AeadKey, PendingTx, RxSa, TxCounter, TxSa};
+use super::sa::{AeadKey, RxSa, TxCounter, TxSa};
+use super::{Control, Engine};
 use crate::id::{Spi, Vni};
 use crate::key::SaKey;
 use crate::time::Instant;
@@ -88,8 +89,7 @@ impl Engine {
     /// On error nothing has changed.
     pub fn install(&self, now: Instant, vni: Vni, sa: SaPair) -> Result<(), InstallError> {
         let mut control = self.control();
-        let network = self.network(vni)?;
-        self.install_pair(now, &mut control.last_seq, &network, sa)
+        self.change_keys(vni, |network, keys| self.install_pair(now, &mut control, network, keys, sa))
     }
 
     /// Installs a receive key beside those that are there; it supersedes them once a packet opens under it, or
@@ -104,19 +104,19 @@ impl Engine {
         expires_at: Instant,
     ) -> Result<(), InstallError> {
         let mut control = self.control();
-        let network = self.network(vni)?;
-        check_expiry(now, expires_at)?;
-        if network.sends_with(&key) {
-            return Err(InstallError::EqualKeys);
-        }
-        match new_rx(&network, spi, key)? {
-            NewRx::Again(live) => live.set_expiry(expires_at),
-            NewRx::Fresh(key) => {
-                let seq = next(&mut control.last_seq);
-                network.rx.insert(now, RxSa::new(spi, key, seq, expires_at));
+        self.change_keys(vni, |_, keys| {
+            check_expiry(now, expires_at)?;
+            if keys.sends_with(&key) {
+                return Err(InstallError::EqualKeys);
             }
-        }
-        Ok(())
+            match new_rx(keys, spi, key)? {
+                NewRx::Again(live) => live.set_expiry(expires_at),
+                NewRx::Fresh(key) => {
+                    keys.insert_rx(now, Arc::new(RxSa::new(spi, key, control.next_seq(), expires_at)));
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Installs a transmit key, whose first packet has counter 1. Refused when this process has installed the same
@@ -130,35 +130,31 @@ impl Engine {
         expires_at: Instant,
         switch: TxSwitch,
     ) -> Result<(), InstallError> {
-        let mut control = self.control();
-        let network = self.network(vni)?;
-        check_expiry(now, expires_at)?;
-        if network.rx.holds_key(&key) {
-            return Err(InstallError::EqualKeys);
-        }
-        let key = self.new_tx(spi, key)?;
-        let sa = new_tx_sa(spi, key, next(&mut control.last_seq), expires_at);
-        match switch {
-            TxSwitch::OnFirstOpen { rx_spi, deadline } if deadline > now => {
-                network.set_pending(Arc::new(PendingTx { rx_spi, deadline, sa }));
-                network.switch_if_proven(rx_spi);
+        let _control = self.control();
+        self.change_keys(vni, |network, keys| {
+            check_expiry(now, expires_at)?;
+            if keys.opens_with(&key) {
+                return Err(InstallError::EqualKeys);
             }
-            TxSwitch::OnFirstOpen { .. } | TxSwitch::Now => {
-                network.clear_pending();
-                network.activate_tx(sa);
+            let sa = self.new_tx(spi, key, expires_at)?;
+            match switch {
+                TxSwitch::Now => keys.set_tx(sa),
+                TxSwitch::OnFirstOpen { rx_spi, deadline } => keys.set_pending(rx_spi, deadline, sa),
             }
-        }
-        Ok(())
+            network.start_keepalives();
+            Ok(())
+        })
     }
 
     /// The peer is known to hold the key pair of `rx_spi`: older receive keys are superseded (30 s), and a transmit
     /// key that waited for it takes over.
     pub fn confirm_rx(&self, now: Instant, vni: Vni, rx_spi: Spi) {
         let _control = self.control();
-        if let Ok(network) = self.network(vni)
-            && let Some((_, sa)) = network.rx.find(rx_spi.get())
+        let table = self.table.load();
+        if let Some(entry) = table.find(vni)
+            && let Some(sa) = entry.keys.find_rx(rx_spi.get())
         {
-            network.rx_proven(now, &sa);
+            entry.keys.rx_proven(now, sa);
         }
     }
 
@@ -174,99 +170,84 @@ impl Engine {
         expires_at: Instant,
     ) -> Result<(), InstallError> {
         let mut control = self.control();
-        let network = self.network(vni)?;
-        let last = network.last_epoch.load(Ordering::Relaxed);
-        let spi = Spi::new(epoch).filter(|_| epoch > last).ok_or(InstallError::StaleEpoch { given: epoch, last })?;
-        let pair = SaPair { rx_spi: spi, tx_spi: spi, rx_key, tx_key, expires_at };
-        self.install_pair(now, &mut control.last_seq, &network, pair)?;
-        network.last_epoch.store(epoch, Ordering::Relaxed);
-        Ok(())
+        self.change_keys(vni, |network, keys| {
+            let last = network.last_epoch.load(Ordering::Relaxed);
+            let stale = InstallError::StaleEpoch { given: epoch, last };
+            let spi = Spi::new(epoch).filter(|_| epoch > last).ok_or(stale)?;
+            let pair = SaPair { rx_spi: spi, tx_spi: spi, rx_key, tx_key, expires_at };
+            self.install_pair(now, &mut control, network, keys, pair)?;
+            network.last_epoch.store(epoch, Ordering::Relaxed);
+            Ok(())
+        })
     }
 
-    /// Makes the current transmit key continue after `last`. Only forward: a value at or below the last one used
-    /// changes nothing, and none goes beyond the rekey limit of 2^60.
+    /// Makes the transmit key in use continue after `last`. Only forward: a value at or below the last one used
+    /// changes nothing, and none goes beyond the rekey limit of 2^60. `false`: nothing changed, or there is no key.
     pub fn skip_tx_counter_to(&self, vni: Vni, last: u64) -> bool {
-        let Ok(network) = self.network(vni) else { return false };
-        network.tx.load().as_ref().is_some_and(|sa| sa.counter.skip_to(last))
+        // An instant before every deadline: a key that still waits is not in use.
+        let at = Instant::from_nanos(0);
+        let table = self.table.load();
+        table.find(vni).and_then(|entry| entry.keys.tx(at)).is_some_and(|sa| sa.counter.skip_to(last))
     }
 
     pub fn sa_status(&self, now: Instant, vni: Vni) -> Option<SaStatus> {
-        let network = self.network(vni).ok()?;
-        let tx = network.current_tx(now);
-        let mut live: Vec<_> = network.rx.iter().filter(|sa| now <= sa.valid_until()).collect();
-        live.sort_by_key(|sa| sa.seq());
+        let table = self.table.load();
+        let keys = &table.find(vni)?.keys;
+        let rx = |sa: &RxSa| RxSaStatus { spi: sa.spi, expires_at: sa.valid_until(), superseded: sa.is_superseded() };
+        let tx = |sa: &TxSa| TxSaStatus { spi: sa.spi, expires_at: sa.expires_at, sealed: sa.counter.last() };
         Some(SaStatus {
-            rx: live
-                .iter()
-                .map(|sa| RxSaStatus { spi: sa.spi, expires_at: sa.valid_until(), superseded: sa.is_superseded() })
-                .collect(),
-            tx: tx.as_ref().map(|sa| TxSaStatus { spi: sa.spi, expires_at: sa.expires_at, sealed: sa.counter.last() }),
-            pending_tx: network.pending().as_ref().map(|pending| pending.sa.spi),
+            rx: keys.valid_rx(now).into_iter().map(rx).collect(),
+            tx: keys.tx(now).map(tx),
+            pending_tx: keys.pending_tx(now),
         })
     }
 
     /// When [`Engine::handle_timeout`] has something to do next: an expiry, a switch of keys.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.table.load().entries().iter().filter_map(|entry| entry.network.next_timeout()).min()
+        self.table.load().entries().iter().filter_map(|entry| entry.keys.next_timeout()).min()
     }
 
     /// Erases expired keys and carries out switches that are due. Packets do not depend on it: an expired key
     /// neither seals nor opens, and a switch that is due comes with the next packet.
     pub fn handle_timeout(&self, now: Instant) {
         let _control = self.control();
-        for entry in self.table.load().entries() {
-            entry.network.sweep(now);
-        }
-    }
-
-    fn network(&self, vni: Vni) -> Result<Arc<Network>, InstallError> {
-        let table = self.table.load();
-        table.find(vni).map(|entry| entry.network.clone()).ok_or(InstallError::UnknownVni(vni))
+        self.sweep(now);
     }
 
     fn install_pair(
         &self,
         now: Instant,
-        last_seq: &mut u64,
+        control: &mut Control,
         network: &Network,
+        keys: &mut Keys,
         sa: SaPair,
     ) -> Result<(), InstallError> {
         check_expiry(now, sa.expires_at)?;
         if sa.rx_key.same_as(&sa.tx_key) {
             return Err(InstallError::EqualKeys);
         }
-        let rx = new_rx(network, sa.rx_spi, sa.rx_key)?;
-        let tx_key = self.new_tx(sa.tx_spi, sa.tx_key)?;
+        let rx = new_rx(keys, sa.rx_spi, sa.rx_key)?;
+        let tx = self.new_tx(sa.tx_spi, sa.tx_key, sa.expires_at)?;
         // Nothing fails from here on.
-        let seq = next(last_seq);
+        let seq = control.next_seq();
         match rx {
             NewRx::Again(live) => live.renew(seq, sa.expires_at),
-            NewRx::Fresh(key) => network.rx.insert(now, RxSa::new(sa.rx_spi, key, seq, sa.expires_at)),
+            NewRx::Fresh(key) => keys.insert_rx(now, Arc::new(RxSa::new(sa.rx_spi, key, seq, sa.expires_at))),
         }
-        network.rx.supersede_older(now, seq);
-        network.clear_pending();
-        network.activate_tx(new_tx_sa(sa.tx_spi, tx_key, seq, sa.expires_at));
+        keys.supersede_older(now, seq);
+        keys.set_tx(tx);
+        network.start_keepalives();
         Ok(())
     }
 
     /// Expands a transmit key and, last of all that can fail, records it as used.
-    fn new_tx(&self, spi: Spi, key: SaKey) -> Result<AeadKey, InstallError> {
+    fn new_tx(&self, spi: Spi, key: SaKey, expires_at: Instant) -> Result<Arc<TxSa>, InstallError> {
         let key = AeadKey::new(key).map_err(InstallError::KeyLength)?;
-        if self.tx_key_history.record(spi, key.bytes()) { Ok(key) } else { Err(InstallError::TxKeyReused(spi)) }
+        if !self.tx_key_history.record(spi, key.bytes()) {
+            return Err(InstallError::TxKeyReused(spi));
+        }
+        Ok(Arc::new(TxSa { spi, expires_at, counter: TxCounter::default(), key: Some(key) }))
     }
-}
-
-impl Network {
-    fn sends_with(&self, key: &SaKey) -> bool {
-        let uses = |sa: &TxSa| sa.key.as_ref().is_some_and(|used| used.same_as(key));
-        self.tx.load().as_ref().is_some_and(|sa| uses(sa))
-            || self.pending().as_ref().is_some_and(|pending| uses(&pending.sa))
-    }
-}
-
-fn next(last_seq: &mut u64) -> u64 {
-    *last_seq += 1;
-    *last_seq
 }
 
 /// A key that expires at this very instant still works in it.
@@ -274,13 +255,9 @@ fn check_expiry(now: Instant, expires_at: Instant) -> Result<(), InstallError> {
     if expires_at < now { Err(InstallError::Expired) } else { Ok(()) }
 }
 
-fn new_rx(network: &Network, spi: Spi, key: SaKey) -> Result<NewRx, InstallError> {
-    match network.rx.find(spi.get()) {
-        Some((_, live)) if live.key.same_as(&key) => Ok(NewRx::Again(live)),
+fn new_rx(keys: &Keys, spi: Spi, key: SaKey) -> Result<NewRx, InstallError> {
+    match keys.find_rx(spi.get()) {
+        Some(live) if live.key.as_ref().is_some_and(|used| used.same_as(&key)) => Ok(NewRx::Again(live.clone())),
         _ => AeadKey::new(key).map(NewRx::Fresh).map_err(InstallError::KeyLength),
     }
-}
-
-fn new_tx_sa(spi: Spi, key: AeadKey, seq: u64, expires_at: Instant) -> Arc<TxSa> {
-    Arc::new(TxSa { spi, seq, expires_at, counter: TxCounter::default(), key: Some(key) })
 }

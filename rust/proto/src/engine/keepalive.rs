@@ -15,14 +15,29 @@ impl Engine {
     pub fn to_phy(&self, now: Instant, out: &mut [u8]) -> Option<TxVerdict> {
         let interval = self.keepalive?;
         let table = self.table.load();
-        let entry = table.entries().iter().find(|entry| entry.network.claim_keepalive(now, interval))?;
-        Some(match self.seal_keepalive(now, entry, out) {
-            Ok(range) => {
-                entry.network.counters.sent_keepalive(now);
-                TxVerdict::Send { range, vni: entry.network.vni, peer: entry.config.peer, source_port: None }
+        for entry in table.entries().iter().filter(|entry| entry.network.claim_keepalive(now, interval)) {
+            if entry.keys.usable_tx(now).is_err() {
+                self.pause_keepalives(now, entry);
+                continue;
             }
-            Err(reason) => self.tx_drop(Some(entry), reason),
-        })
+            return Some(match self.seal_keepalive(now, entry, out) {
+                Ok(range) => {
+                    entry.network.counters.sent_keepalive(now);
+                    TxVerdict::Send { range, vni: entry.network.vni, peer: entry.peer, source_port: None }
+                }
+                Err(reason) => self.tx_drop(Some(entry), reason),
+            });
+        }
+        None
+    }
+
+    /// No keepalives until there is a key, which may have come since `entry` was read.
+    fn pause_keepalives(&self, now: Instant, entry: &Entry) {
+        entry.network.stop_keepalives();
+        let table = self.table.load();
+        if table.find(entry.network.vni).is_some_and(|entry| entry.keys.usable_tx(now).is_ok()) {
+            entry.network.start_keepalives();
+        }
     }
 
     /// When [`Engine::to_phy`] has something next. The first keepalive of a VNI is due as soon as it has a transmit
@@ -35,7 +50,7 @@ impl Engine {
     fn seal_keepalive(&self, now: Instant, entry: &Entry, out: &mut [u8]) -> Result<Range<usize>, TxDrop> {
         let (tx, len) = self.ready(now, entry, 0)?;
         let out = out.get_mut(..len).ok_or(TxDrop::TooBig)?;
-        self.seal_next(now, entry, &tx, PROTOCOL_OUT_OF_BAND, None, Plain::At(&[]), out)?;
+        self.seal_next(entry, tx, PROTOCOL_OUT_OF_BAND, None, Plain::At(&[]), out)?;
         Ok(0..len)
     }
 }

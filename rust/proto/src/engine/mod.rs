@@ -1,14 +1,15 @@
 //! The engine: inner packets to sealed Geneve datagrams and back, for many VNIs and from many threads at once.
 //!
-//! Packets read their surroundings through atomically swapped pointers and never wait: the table of networks and
-//! routes is replaced whole, keys and their replay windows hang off the networks. Control calls are serialised among
-//! themselves by one lock that no packet takes. The packet path allocates nothing and writes no log; what happens to
+//! Packets read their surroundings through one atomically swapped pointer and never wait: the table of networks, routes
+//! and keys is replaced whole. Counters, replay windows and the other things that packets change hang off it and are
+//! shared by old and new tables. Control calls are serialised among themselves by one lock that no packet takes. The packet path allocates nothing and writes no log; what happens to
 //! a packet is a verdict, and every drop has its counter.
 
 mod batch;
 mod config;
 mod install;
 mod keepalive;
+mod keys;
 mod network;
 mod rx;
 mod sa;
@@ -57,6 +58,13 @@ pub struct Engine {
 struct Control {
     /// Orders every install of this engine.
     last_seq: u64,
+}
+
+impl Control {
+    fn next_seq(&mut self) -> u64 {
+        self.last_seq += 1;
+        self.last_seq
+    }
 }
 
 impl Engine {

@@ -5,11 +5,8 @@
 
 use core::ops::Range;
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use arc_swap::Guard;
-
-use super::sa::{NONCE_LEN, RxSa};
+use super::sa::{AeadKey, NONCE_LEN, RxSa};
 use super::table::{Entry, Table};
 use super::{Engine, Mode, Underlay};
 use crate::counters::RxDrop;
@@ -41,8 +38,8 @@ pub(super) type RxRefusal<'t> = (Option<&'t Entry>, RxDrop);
 /// A datagram that has passed every check before the AEAD.
 pub(super) struct Inbound<'t> {
     pub(super) entry: &'t Entry,
-    /// Holds `Some`.
-    sa: Guard<Option<Arc<RxSa>>>,
+    sa: &'t RxSa,
+    key: &'t AeadKey,
     protocol: u16,
     nonce: [u8; NONCE_LEN],
     /// The Geneve header and the ciphertext; the tag follows. Places in the buffer that was given.
@@ -53,10 +50,6 @@ pub(super) struct Inbound<'t> {
 impl Inbound<'_> {
     pub(super) fn text_len(&self) -> usize {
         self.text.len()
-    }
-
-    fn sa(&self) -> Result<&RxSa, RxDrop> {
-        self.sa.as_deref().ok_or(RxDrop::NoKey)
     }
 }
 
@@ -124,12 +117,8 @@ impl Engine {
             return Err(known(RxDrop::BadPeer));
         }
         let nonce = geneve.nonce.ok_or(known(RxDrop::Malformed))?;
-        let (slot, guard) = entry.network.rx.find_guarded(geneve.key_epoch).ok_or(known(RxDrop::NoKey))?;
-        let sa = guard.as_ref().ok_or(known(RxDrop::NoKey))?;
-        if now > sa.valid_until() {
-            entry.network.rx.erase(slot, &guard);
-            return Err(known(RxDrop::ExpiredKey));
-        }
+        let sa = entry.keys.find_rx(geneve.key_epoch).ok_or(known(RxDrop::NoKey))?;
+        let key = sa.usable(now).map_err(known)?;
         let [s0, s1, s2, s3, ..] = nonce;
         if u32::from_be_bytes([s0, s1, s2, s3]) != geneve.key_epoch {
             return Err(known(RxDrop::SpiMismatch));
@@ -141,7 +130,7 @@ impl Engine {
         // Too short for a tag is not authentic.
         let end = datagram.end.checked_sub(geneve::TAG_LEN).filter(|&end| end >= start);
         let text = start..end.ok_or(known(RxDrop::AuthFailed))?;
-        Ok(Inbound { entry, sa: guard, protocol: geneve.protocol, nonce, header: datagram.start..start, text })
+        Ok(Inbound { entry, sa, key, protocol: geneve.protocol, nonce, header: datagram.start..start, text })
     }
 
     /// Opens into the start of `out`. `None`: there is nothing to deliver.
@@ -157,8 +146,8 @@ impl Engine {
         let out = out.get_mut(..front + inbound.text.len()).ok_or(RxDrop::Malformed)?;
         let (link, plain) = out.split_at_mut(front);
         let tag = &frame[inbound.text.end..][..geneve::TAG_LEN];
-        let sa = inbound.sa()?;
-        sa.key
+        inbound
+            .key
             .open(inbound.nonce, &frame[inbound.header.clone()], &frame[inbound.text.clone()], tag, plain)
             .map_err(|_| RxDrop::AuthFailed)?;
         let inner = self.accept(now, inbound, plain)?;
@@ -179,8 +168,8 @@ impl Engine {
         let Range { start, end } = inbound.text;
         let (head, rest) = frame.split_at_mut(start);
         let (text, tag) = rest.split_at_mut(end - start);
-        let sa = inbound.sa()?;
-        sa.key
+        inbound
+            .key
             .open_in_place(inbound.nonce, &head[inbound.header.clone()], text, &tag[..geneve::TAG_LEN])
             .map_err(|_| RxDrop::AuthFailed)?;
         let inner = self.accept(now, inbound, text)?;
@@ -195,7 +184,7 @@ impl Engine {
     /// Steps 9 to 11: the packet is authentic. Moves the replay window, and looks at what came out.
     #[inline]
     fn accept(&self, now: Instant, inbound: &Inbound<'_>, plain: &[u8]) -> Result<Option<Inner>, RxDrop> {
-        let sa = inbound.sa()?;
+        let sa = inbound.sa;
         let [_, _, _, _, counter @ ..] = inbound.nonce;
         let counter = u64::from_be_bytes(counter);
         // Senders start at 1.
@@ -203,7 +192,7 @@ impl Engine {
             return Err(RxDrop::Replayed);
         }
         if sa.is_unproven() {
-            inbound.entry.network.rx_proven(now, sa);
+            inbound.entry.keys.rx_proven(now, sa);
         }
         if inbound.protocol == PROTOCOL_OUT_OF_BAND {
             return Ok(None);

@@ -1,9 +1,11 @@
 //! Security associations: the AEAD key of one direction, and what limits its use.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
+use crate::counters::RxDrop;
 use crate::id::Spi;
 use crate::key::SaKey;
 use crate::replay::ReplayWindow;
@@ -136,10 +138,9 @@ impl TxCounter {
     }
 }
 
-/// A transmit key. `seq` orders the installs of one VNI.
+/// A transmit key.
 pub(super) struct TxSa {
     pub(super) spi: Spi,
-    pub(super) seq: u64,
     pub(super) expires_at: Instant,
     pub(super) counter: TxCounter,
     /// `None` once it has expired and been erased; what remains says why nothing is sent.
@@ -157,41 +158,68 @@ impl TxSa {
     pub(super) fn erased(&self) -> TxSa {
         let counter = TxCounter::default();
         counter.skip_to(self.counter.last());
-        TxSa { spi: self.spi, seq: self.seq, expires_at: self.expires_at, counter, key: None }
+        TxSa { spi: self.spi, expires_at: self.expires_at, counter, key: None }
     }
 }
 
 /// A transmit key that waits for the peer to be ready for it.
 pub(super) struct PendingTx {
     pub(super) rx_spi: Spi,
+    /// The association of `rx_spi`, once there is one.
+    pub(super) rx: Option<Arc<RxSa>>,
     pub(super) deadline: Instant,
-    pub(super) sa: std::sync::Arc<TxSa>,
+    pub(super) sa: Arc<TxSa>,
+}
+
+impl PendingTx {
+    #[inline]
+    pub(super) fn is_ready(&self, now: Instant) -> bool {
+        now >= self.deadline || self.rx.as_ref().is_some_and(|rx| !rx.is_unproven())
+    }
 }
 
 /// A receive key with its replay window.
 pub(super) struct RxSa {
     pub(super) spi: Spi,
-    pub(super) key: AeadKey,
+    /// `None` once it has expired and been erased.
+    pub(super) key: Option<AeadKey>,
     pub(super) window: ReplayWindow,
-    /// Orders the installs of one VNI.
+    /// Orders the installs of one engine.
     seq: AtomicU64,
     /// Nanoseconds; the last instants at which the key opens, by itself and since it was superseded.
     expires_at: AtomicU64,
     grace_ends: AtomicU64,
     /// Nothing has opened under it yet.
     unproven: AtomicBool,
+    /// A packet has been told that it has expired.
+    reported: AtomicBool,
 }
 
 impl RxSa {
     pub(super) fn new(spi: Spi, key: AeadKey, seq: u64, expires_at: Instant) -> Self {
         RxSa {
             spi,
-            key,
+            key: Some(key),
             window: ReplayWindow::new(),
             seq: AtomicU64::new(seq),
             expires_at: AtomicU64::new(expires_at.as_nanos()),
             grace_ends: AtomicU64::new(u64::MAX),
             unproven: AtomicBool::new(true),
+            reported: AtomicBool::new(false),
+        }
+    }
+
+    /// What is left of an expired association.
+    pub(super) fn erased(&self) -> RxSa {
+        RxSa {
+            spi: self.spi,
+            key: None,
+            window: ReplayWindow::new(),
+            seq: AtomicU64::new(self.seq()),
+            expires_at: AtomicU64::new(self.valid_until().as_nanos()),
+            grace_ends: AtomicU64::new(u64::MAX),
+            unproven: AtomicBool::new(self.is_unproven()),
+            reported: AtomicBool::new(false),
         }
     }
 
@@ -204,6 +232,25 @@ impl RxSa {
     pub(super) fn valid_until(&self) -> Instant {
         let expires_at = self.expires_at.load(Ordering::Relaxed);
         Instant::from_nanos(expires_at.min(self.grace_ends.load(Ordering::Relaxed)))
+    }
+
+    pub(super) fn opens_at(&self, now: Instant) -> bool {
+        self.key.is_some() && now <= self.valid_until()
+    }
+
+    /// The key, unless its time is over. The first packet that comes too late hears that it has expired; for those
+    /// after it there is no key.
+    #[inline]
+    pub(super) fn usable(&self, now: Instant) -> Result<&AeadKey, RxDrop> {
+        match &self.key {
+            Some(key) if now <= self.valid_until() => Ok(key),
+            _ if self.reported.swap(true, Ordering::Relaxed) => Err(RxDrop::NoKey),
+            _ => Err(RxDrop::ExpiredKey),
+        }
+    }
+
+    pub(super) fn is_reported(&self) -> bool {
+        self.reported.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_expiry(&self, expires_at: Instant) {
@@ -228,12 +275,12 @@ impl RxSa {
 
     #[inline]
     pub(super) fn is_unproven(&self) -> bool {
-        self.unproven.load(Ordering::SeqCst)
+        self.unproven.load(Ordering::Relaxed)
     }
 
     /// `true` for the one caller that finds it unproven.
     pub(super) fn prove(&self) -> bool {
-        self.unproven.swap(false, Ordering::SeqCst)
+        self.unproven.swap(false, Ordering::Relaxed)
     }
 }
 

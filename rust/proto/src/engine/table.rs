@@ -1,12 +1,14 @@
 //! The table of networks and routes, replaced whole: a packet sees the old one or the new one.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::keys::Keys;
 use super::network::Network;
-use super::{Engine, LocalEndpoint, NetworkConfig, NetworkError, Underlay};
-use crate::id::Vni;
+use super::{Engine, InstallError, LocalEndpoint, NetworkConfig, NetworkError, Underlay};
+use crate::id::{MacAddr, Vni};
 use crate::routes::{PeerRoutes, RouteError, RouteTable};
+use crate::time::Instant;
 use crate::wire::inner::{IPV4_HEADER_LEN, Inner};
 use crate::wire::{address, outer};
 
@@ -18,35 +20,39 @@ pub(super) struct Table {
     /// By VNI, ascending.
     entries: Vec<Arc<Entry>>,
     /// From addresses to a position in `entries`.
-    routes: RouteTable<usize>,
+    routes: Arc<RouteTable<usize>>,
 }
 
 /// A network as of one table.
+#[derive(Clone)]
 pub(super) struct Entry {
     pub(super) network: Arc<Network>,
-    pub(super) config: NetworkConfig,
-    /// What the peer may send.
-    pub(super) receive: PeerRoutes,
-    /// The peer's address, IPv4 where it is an IPv4-mapped one.
+    pub(super) keys: Keys,
+    pub(super) peer: SocketAddr,
+    /// Its address, IPv4 where it is an IPv4-mapped one.
     pub(super) peer_ip: IpAddr,
+    pub(super) peer_mac: MacAddr,
     /// Raw underlays: where frames to the peer come from, if there is an address of its family.
     pub(super) local: Option<LocalEndpoint>,
     /// Bytes in front of the Geneve header.
     pub(super) outer_len: usize,
     /// The longest datagram or frame that the outer length fields can express.
     pub(super) max_len: usize,
+    /// What the peer may send.
+    pub(super) receive: Arc<PeerRoutes>,
+    config: Arc<NetworkConfig>,
 }
 
 impl Table {
     pub(super) fn empty() -> Self {
-        Table { entries: Vec::new(), routes: RouteTable::empty() }
+        Table { entries: Vec::new(), routes: Arc::new(RouteTable::empty()) }
     }
 
     /// `changed` is the position of the network whose routes are to blame for a conflict.
     fn build(entries: Vec<Arc<Entry>>, changed: Option<usize>) -> Result<Self, RouteError> {
         let others = (0..entries.len()).filter(|at| Some(*at) != changed);
         let in_turn = others.chain(changed).map(|at| (entries[at].network.vni, at, &*entries[at].config.routes));
-        let routes = RouteTable::build(in_turn)?;
+        let routes = Arc::new(RouteTable::build(in_turn)?);
         Ok(Table { entries, routes })
     }
 
@@ -68,6 +74,16 @@ impl Table {
         self.routes.lookup(inner).and_then(|&at| self.entries.get(at)).map(|entry| &**entry)
     }
 
+    /// The same table with other keys for some networks.
+    fn with_keys(&self, changes: impl IntoIterator<Item = (usize, Keys)>) -> Table {
+        let mut entries = self.entries.clone();
+        for (at, keys) in changes {
+            let entry = &mut entries[at];
+            *entry = Arc::new(Entry { keys, ..Entry::clone(entry) });
+        }
+        Table { entries, routes: self.routes.clone() }
+    }
+
     /// Where the VNI is, or would be inserted.
     fn position(&self, vni: Vni) -> Result<usize, usize> {
         self.entries.binary_search_by_key(&vni, |entry| entry.network.vni)
@@ -82,7 +98,7 @@ impl Engine {
         let Err(at) = table.position(network.vni) else { return Err(NetworkError::Exists(network.vni)) };
         let state = Arc::new(Network::new(network.vni, network.rx_rate_limit));
         let mut entries = table.entries.clone();
-        entries.insert(at, Arc::new(self.entry(state, network)?));
+        entries.insert(at, Arc::new(self.entry(state, Keys::default(), network)?));
         self.table.store(Arc::new(Table::build(entries, Some(at))?));
         Ok(())
     }
@@ -95,42 +111,68 @@ impl Engine {
         let at = table.position(network.vni).map_err(|_| NetworkError::Unknown(network.vni))?;
         let rx_rate_limit = network.rx_rate_limit;
         let mut entries = table.entries.clone();
-        entries[at] = Arc::new(self.entry(entries[at].network.clone(), network)?);
+        let Entry { network: state, keys, .. } = Entry::clone(&entries[at]);
+        entries[at] = Arc::new(self.entry(state, keys, network)?);
         let updated = Arc::new(Table::build(entries, Some(at))?);
         table.entries[at].network.limit.set(rx_rate_limit);
         self.table.store(updated);
         Ok(())
     }
 
-    /// Removes a VNI, and erases its keys.
+    /// Removes a VNI. Its keys are erased as soon as the last packet that uses them is done.
     pub fn remove_network(&self, vni: Vni) -> Result<(), NetworkError> {
         let _control = self.control();
         let table = self.table.load();
         let at = table.position(vni).map_err(|_| NetworkError::Unknown(vni))?;
         let mut entries = table.entries.clone();
-        let removed = entries.remove(at);
+        entries.remove(at);
         self.table.store(Arc::new(Table::build(entries, None)?));
-        removed.network.erase_keys();
         Ok(())
     }
 
     /// Every VNI as it was last configured, in ascending order.
     pub fn networks(&self) -> Vec<NetworkConfig> {
-        self.table.load().entries.iter().map(|entry| entry.config.clone()).collect()
+        self.table.load().entries.iter().map(|entry| NetworkConfig::clone(&entry.config)).collect()
     }
 
-    fn entry(&self, network: Arc<Network>, config: NetworkConfig) -> Result<Entry, RouteError> {
-        let receive = PeerRoutes::build(&config.routes)?;
-        let peer_ip = config.peer.ip().to_canonical();
+    /// Replaces the keys of a VNI by what `change` makes of them; on error they stay. The caller holds the lock.
+    pub(super) fn change_keys(
+        &self,
+        vni: Vni,
+        change: impl FnOnce(&Network, &mut Keys) -> Result<(), InstallError>,
+    ) -> Result<(), InstallError> {
+        let table = self.table.load();
+        let at = table.position(vni).map_err(|_| InstallError::UnknownVni(vni))?;
+        let entry = &table.entries[at];
+        let mut keys = entry.keys.clone();
+        change(&entry.network, &mut keys)?;
+        self.table.store(Arc::new(table.with_keys([(at, keys)])));
+        Ok(())
+    }
+
+    /// Sweeps the keys of every VNI. The caller holds the lock.
+    pub(super) fn sweep(&self, now: Instant) {
+        let table = self.table.load();
+        let swept = |(at, entry): (usize, &Arc<Entry>)| entry.keys.swept(now).map(|keys| (at, keys));
+        let mut changes = table.entries.iter().enumerate().filter_map(swept).peekable();
+        if changes.peek().is_some() {
+            self.table.store(Arc::new(table.with_keys(changes)));
+        }
+    }
+
+    fn entry(&self, network: Arc<Network>, keys: Keys, config: NetworkConfig) -> Result<Entry, RouteError> {
+        let receive = Arc::new(PeerRoutes::build(&config.routes)?);
+        let (peer, peer_mac) = (config.peer, config.peer_mac);
+        let peer_ip = peer.ip().to_canonical();
         let (local, outer_len, over_ipv6) = match &self.underlay {
             Underlay::Udp => (None, 0, peer_ip.is_ipv6()),
             Underlay::Raw { local, .. } => {
-                let peer_ip = config.peer.ip();
-                let at = address::select_local(local.iter().map(|endpoint| endpoint.addr.ip()), peer_ip);
-                (at.map(|at| local[at]), outer::header_len(peer_ip.is_ipv6()), peer_ip.is_ipv6())
+                let at = address::select_local(local.iter().map(|endpoint| endpoint.addr.ip()), peer.ip());
+                (at.map(|at| local[at]), outer::header_len(peer.is_ipv6()), peer.is_ipv6())
             }
         };
         let max_len = outer_len + if over_ipv6 { MAX_UDP_PAYLOAD_IPV6 } else { MAX_UDP_PAYLOAD_IPV4 };
-        Ok(Entry { network, config, receive, peer_ip, local, outer_len, max_len })
+        let config = Arc::new(config);
+        Ok(Entry { network, keys, peer, peer_ip, peer_mac, local, outer_len, max_len, receive, config })
     }
 }

@@ -2,10 +2,7 @@
 
 use core::ops::Range;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-
-use arc_swap::Guard;
 
 use super::sa::{AeadKey, TxSa};
 use super::table::{Entry, Table};
@@ -72,6 +69,9 @@ pub(super) enum Plain<'a> {
     InPlace,
 }
 
+/// An association and its key, found to seal now.
+pub(super) type UsableTx<'t> = (&'t TxSa, &'t AeadKey);
+
 impl Engine {
     /// Seals a virtual-side frame into `out`.
     pub fn virt_to_phy(&self, now: Instant, frame: &[u8], out: &mut [u8]) -> TxVerdict {
@@ -82,7 +82,7 @@ impl Engine {
                 let sealed = self.ready(now, entry, packet.len()).and_then(|(tx, len)| {
                     let out = out.get_mut(..len).ok_or(TxDrop::TooBig)?;
                     let source_port = self.source_port(packet);
-                    self.seal_next(now, entry, &tx, protocol, source_port, Plain::At(packet), out)?;
+                    self.seal_next(entry, tx, protocol, source_port, Plain::At(packet), out)?;
                     Ok((0..len, source_port))
                 });
                 self.tx_verdict(now, entry, packet.len(), sealed)
@@ -109,7 +109,7 @@ impl Engine {
                     let headers = entry.outer_len + geneve::HEADER_LEN;
                     let start = inner.start.checked_sub(headers).ok_or(TxDrop::TooBig)?;
                     let out = buf.get_mut(start..start + len).ok_or(TxDrop::TooBig)?;
-                    self.seal_next(now, entry, &tx, protocol, source_port, Plain::InPlace, out)?;
+                    self.seal_next(entry, tx, protocol, source_port, Plain::InPlace, out)?;
                     Ok((start..start + len, source_port))
                 });
                 self.tx_verdict(now, entry, inner_len, sealed)
@@ -158,14 +158,13 @@ impl Engine {
     /// Finds the transmit key, and the sealed length of a packet of `inner_len` bytes, or what refuses it. What may
     /// refuse it still is the room in its buffer, and the counter limit.
     #[inline]
-    pub(super) fn ready(
+    pub(super) fn ready<'t>(
         &self,
         now: Instant,
-        entry: &Entry,
+        entry: &'t Entry,
         inner_len: usize,
-    ) -> Result<(Guard<Option<Arc<TxSa>>>, usize), TxDrop> {
-        let tx = entry.network.current_tx(now);
-        usable(now, &tx)?;
+    ) -> Result<(UsableTx<'t>, usize), TxDrop> {
+        let tx = entry.keys.usable_tx(now)?;
         let len = self.sealed_len(entry, inner_len).ok_or(TxDrop::TooBig)?;
         if entry.local.is_none() && !matches!(self.underlay, Underlay::Udp) {
             return Err(TxDrop::NoLocal);
@@ -188,18 +187,15 @@ impl Engine {
 
     /// Takes the next counter value, which nothing refuses any more but the limit, and seals with it.
     #[inline]
-    #[expect(clippy::too_many_arguments, reason = "one packet's facts, each known at another place")]
     pub(super) fn seal_next(
         &self,
-        now: Instant,
         entry: &Entry,
-        tx: &Guard<Option<Arc<TxSa>>>,
+        (sa, key): UsableTx<'_>,
         protocol: u16,
         source_port: Option<u16>,
         plain: Plain<'_>,
         out: &mut [u8],
     ) -> Result<(), TxDrop> {
-        let (sa, key) = usable(now, tx)?;
         let (counter, 1..) = sa.counter.take(1) else { return Err(TxDrop::Exhausted) };
         let header = TunnelHeader { protocol, vni: entry.network.vni, spi: sa.spi.get(), counter };
         self.seal_frame(entry, key, &header, source_port, plain, out)
@@ -231,7 +227,7 @@ impl Engine {
             let local = entry.local.ok_or(TxDrop::NoLocal)?;
             let source = SocketAddr::new(local.addr.ip(), source_port.unwrap_or(local.addr.port()));
             let src = outer::Endpoint { addr: source, mac: local.mac };
-            let dst = outer::Endpoint { addr: entry.config.peer, mac: entry.config.peer_mac };
+            let dst = outer::Endpoint { addr: entry.peer, mac: entry.peer_mac };
             outer::emit(out, &src, &dst, outer_udp_checksum, dont_fragment).map_err(|_| TxDrop::Errors)?;
         }
         Ok(())
@@ -247,7 +243,7 @@ impl Engine {
         match sealed {
             Ok((range, source_port)) => {
                 entry.network.counters.sent(now, 1, inner_len as u64);
-                TxVerdict::Send { range, vni: entry.network.vni, peer: entry.config.peer, source_port }
+                TxVerdict::Send { range, vni: entry.network.vni, peer: entry.peer, source_port }
             }
             Err(reason) => self.tx_drop(Some(entry), reason),
         }
@@ -258,11 +254,4 @@ impl Engine {
         entry.map_or(&self.counters, |entry| &entry.network.counters).tx_dropped(reason, 1);
         TxVerdict::Drop(reason)
     }
-}
-
-/// The association and its key, if it seals at `now`.
-#[inline]
-pub(super) fn usable(now: Instant, tx: &Option<Arc<TxSa>>) -> Result<(&TxSa, &AeadKey), TxDrop> {
-    let sa = tx.as_deref().ok_or(TxDrop::NoKey)?;
-    Ok((sa, sa.usable(now).ok_or(TxDrop::ExpiredKey)?))
 }
