@@ -1,0 +1,115 @@
+//! The packet path allocates nothing.
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use icx_proto::engine::{BatchPacket, OpenSink, RunLimits, RxVerdict, TxVerdict};
+use icx_proto::{Mode, Vni};
+use support::*;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Counts the allocations of each thread.
+struct Counting;
+
+#[expect(unsafe_code, reason = "a global allocator cannot be written without")]
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // A thread that ends has no counter any more, and nothing to measure.
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of `dealloc`.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn allocations(work: impl FnOnce()) -> u64 {
+    let before = ALLOCATIONS.get();
+    work();
+    ALLOCATIONS.get() - before
+}
+
+struct OneRoom {
+    room: [u8; 2048],
+    delivered: usize,
+}
+
+impl OpenSink for OneRoom {
+    fn room(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.room.get_mut(..len)
+    }
+
+    fn deliver(&mut self, _vni: Vni, _len: usize) {
+        self.delivered += 1;
+    }
+}
+
+#[test]
+fn the_counter_counts() {
+    assert_eq!(allocations(|| drop(std::hint::black_box(Box::new(1)))), 1);
+}
+
+#[test]
+fn no_packet_allocates_once_the_path_is_warm() {
+    for mode in [Mode::L3, L2] {
+        for raw_underlay in [false, true] {
+            let (a, b) = pair(mode, raw_underlay);
+            let packet = frame(mode, &ipv4(&[7; 500]));
+            let (mut sealed, mut opened) = (vec![0; 2048], vec![0; 2048]);
+            let src = Some(ip(Side::A));
+            let mut round = || {
+                let TxVerdict::Send { range, .. } = a.virt_to_phy(NOW, &packet, &mut sealed) else { panic!() };
+                let verdict = b.phy_to_virt(NOW, src, &sealed[range.clone()], &mut opened);
+                assert!(matches!(verdict, RxVerdict::Deliver { .. }));
+                // A replay, a forgery and a stray: drops are as cheap.
+                let verdict = b.phy_to_virt_in_place(NOW, src, &mut sealed, range.clone());
+                assert!(matches!(verdict, RxVerdict::Drop(_)));
+                assert!(matches!(b.phy_to_virt(NOW, src, &sealed[range], &mut opened), RxVerdict::Drop(_)));
+                assert!(matches!(a.virt_to_phy(NOW, &packet[..10], &mut sealed), TxVerdict::Drop(_)));
+
+                sealed[200..200 + packet.len()].copy_from_slice(&packet);
+                let verdict = a.virt_to_phy_in_place(NOW, &mut sealed, 200..200 + packet.len());
+                let TxVerdict::Send { range, .. } = verdict else { panic!() };
+                let verdict = b.phy_to_virt_in_place(NOW, src, &mut sealed, range);
+                assert!(matches!(verdict, RxVerdict::Deliver { .. }));
+            };
+            // The first packet of a thread registers it with the shared pointer.
+            round();
+            let count = allocations(|| (0..100).for_each(|_| round()));
+            assert_eq!(count, 0, "{mode:?}, raw underlay {raw_underlay}");
+        }
+    }
+}
+
+#[test]
+fn no_batch_allocates_once_the_path_is_warm() {
+    let (a, b) = pair(Mode::L3, false);
+    let packet = ipv4(&[7; 500]);
+    let inputs = vec![BatchPacket::Whole(&packet); 40];
+    let mut out = vec![0; 40 * 600];
+    let mut runs = Vec::with_capacity(40);
+    let mut sink = OneRoom { room: [0; 2048], delivered: 0 };
+    let mut round = || {
+        runs.clear();
+        let done = a.seal_batch(NOW, &inputs, &mut out, RunLimits { datagrams: 16, bytes: 65_000 }, &mut runs);
+        assert_eq!((done.packets, runs.len()), (40, 3));
+        for run in &runs {
+            b.open_batch(NOW, Some(ip(Side::A)), &out[run.range.clone()], run.segment_size, &mut sink);
+        }
+    };
+    round();
+    assert_eq!(allocations(|| (0..100).for_each(|_| round())), 0);
+    assert_eq!(sink.delivered, 101 * 40);
+}
