@@ -19,7 +19,7 @@ export type TunnelRole = "initiator" | "responder";
  * - `exchanging`: a session stands, its first key exchange is under way. Nothing confirms the keys before that is done.
  * - `up`: keys are agreed on and are renewed in time.
  * - `rekeying`: initiator; as `up`, with an exchange under way.
- * - `closing`: the session has failed and is being closed.
+ * - `closing`: initiator; the session has failed and is being closed.
  * - `waiting`: initiator; the next try follows after a delay.
  * - `stopped`: ended.
  */
@@ -276,7 +276,9 @@ export class Lifecycle {
         this.#exchangeDone(now, input);
         return;
       case "exchange-failed":
-        if (input.session !== this.#session || this.#state === "closing") return;
+        // A responder's session is ended by the control plane, which reports that next; ours to end it would be the
+        // newer one that has taken its place meanwhile.
+        if (this.#role === "responder" || input.session !== this.#session || this.#state === "closing") return;
         this.#close(now, input.reason);
         return;
     }

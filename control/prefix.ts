@@ -57,6 +57,31 @@ export function parsePrefix(text: string): Prefix {
   return { address: format(value), length, family, network: `${format((value >> host) << host)}/${length}` };
 }
 
+/**
+ * The bytes of an IP address.
+ *
+ * @param address For example `192.0.2.1` or `2001:db8::1`.
+ * @returns 4 or 16 bytes, in network order.
+ * @throws {SyntaxError} When `address` is not an IP address.
+ *
+ * @example Both families
+ * ```ts
+ * import { addressBytes } from "@icx/icx";
+ * import { deepStrictEqual } from "node:assert";
+ *
+ * deepStrictEqual([...addressBytes("192.0.2.1")], [192, 0, 2, 1]);
+ * deepStrictEqual(addressBytes("2001:db8::1").length, 16);
+ * ```
+ */
+export function addressBytes(address: string): Uint8Array {
+  const family = address.includes("%") ? 0 : isIP(address);
+  if (family === 0) {
+    throw new SyntaxError(`Cannot parse the address as it must be an IP address: current value is "${address}"`);
+  }
+  const digits = toBigInt(address).toString(16).padStart(family === 4 ? 8 : 32, "0");
+  return Uint8Array.from({ length: digits.length / 2 }, (_, i) => parseInt(digits.slice(2 * i, 2 * i + 2), 16));
+}
+
 function toBigInt(address: string): bigint {
   if (isIPv4(address)) return BigInt(`0x${hexOfIPv4(address)}`);
   // The last 32 bits may be written like an IPv4 address.

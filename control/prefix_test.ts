@@ -1,6 +1,6 @@
 import { deepStrictEqual, strictEqual, throws } from "node:assert/strict";
 import fc from "fast-check";
-import { parsePrefix } from "./prefix.ts";
+import { addressBytes, parsePrefix } from "./prefix.ts";
 
 Deno.test("parsePrefix() takes prefixes and addresses of both families", () => {
   const rows: [string, string, number, 4 | 6, string][] = [
@@ -47,4 +47,12 @@ Deno.test("parsePrefix() finds the same network in what it wrote", () => {
     strictEqual(`${again.address}/${again.length}`, prefix.network);
     strictEqual(parsePrefix(`${prefix.address}/${prefix.length}`).network, prefix.network);
   }));
+});
+
+Deno.test("addressBytes() gives 4 or 16 bytes in network order", () => {
+  deepStrictEqual([...addressBytes("10.0.255.1")], [10, 0, 255, 1]);
+  deepStrictEqual([...addressBytes("::")], Array(16).fill(0));
+  deepStrictEqual([...addressBytes("fd00::102:3")], [0xfd, ...Array(11).fill(0), 1, 2, 0, 3]);
+  deepStrictEqual([...addressBytes("::ffff:192.0.2.1")].slice(10), [0xff, 0xff, 192, 0, 2, 1]);
+  for (const text of ["", "10.0.0", "fe80::1%eth0", "10.0.0.0/8"]) throws(() => addressBytes(text), SyntaxError, text);
 });

@@ -17,8 +17,13 @@ import {
   type TunnelState,
 } from "./lifecycle.ts";
 
-/** What a control-plane peer reports: the answers to what it was asked, and on the responder what the peer did. */
-export type TunnelPeerEvent = Exclude<LifecycleInput, { type: "resolved" | "resolve-failed" }>;
+/**
+ * What a control-plane peer reports: the answers to what it was asked, and on the responder what the peer did. `gone` is
+ * the last event: the control plane cannot report any more.
+ */
+export type TunnelPeerEvent =
+  | Exclude<LifecycleInput, { type: "resolved" | "resolve-failed" }>
+  | { readonly type: "gone"; readonly reason: string };
 
 /** What a {@linkcode Tunnel} needs of the control plane. `ControlPeer` is one; a test brings its own. */
 export interface TunnelPeer {
@@ -32,7 +37,10 @@ export interface TunnelPeer {
   probe(): void;
   /** Closes the session or gives up the handshake. Reports `session-lost` if there was a session. */
   disconnect(): void;
-  /** Reports to `listener` until the returned function is called. */
+  /**
+   * Reports to `listener` until the returned function is called. A session that came up while nobody listened is
+   * reported, with its last exchange, to the first one who does.
+   */
   subscribe(listener: (event: TunnelPeerEvent) => void): () => void;
 }
 
@@ -202,13 +210,18 @@ export class Tunnel {
       cancelSample = clock.schedule(TRAFFIC_SAMPLE_MS, sample);
     };
 
-    const unsubscribe = peer.subscribe(feed);
+    const take = (event: TunnelPeerEvent): void => {
+      if (event.type === "gone") end.reject(new Error(`The control plane is gone: ${event.reason}`));
+      else feed(event);
+    };
+    let unsubscribe = () => {};
     const onAbort = () => end.resolve();
     signal?.addEventListener("abort", onAbort, { once: true });
     try {
       if (!signal?.aborted) {
         sample();
         step((now) => lifecycle.start(now));
+        unsubscribe = peer.subscribe(take);
         await end.promise;
       }
       lifecycle.stop();

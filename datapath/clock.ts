@@ -68,15 +68,18 @@ export function delay(ms: number, options: DelayOptions = {}): Promise<void> {
       reject(signal.reason);
       return;
     }
+    let cancel = () => {};
     const onAbort = () => {
       cancel();
       reject(signal?.reason);
     };
-    const cancel = clock.schedule(ms, () => {
+    signal?.addEventListener("abort", onAbort, { once: true });
+    cancel = clock.schedule(ms, () => {
       signal?.removeEventListener("abort", onAbort);
       resolve();
     });
-    signal?.addEventListener("abort", onAbort, { once: true });
+    // The runtime lets promise reactions run while it loads its timers for the first time.
+    if (signal?.aborted) onAbort();
   });
 }
 

@@ -30,6 +30,23 @@ Deno.test("delay() rejects with the reason of its signal and leaves no timer", a
   await rejects(delay(100, { clock, signal: controller.signal }), reason);
 });
 
+Deno.test("delay() notices an abort that comes while its timer is being set", async () => {
+  const clock = new ManualClock();
+  const controller = new AbortController();
+  const waiting = delay(100, {
+    clock: {
+      now: () => 0,
+      schedule(delayMs, callback) {
+        controller.abort();
+        return clock.schedule(delayMs, callback);
+      },
+    },
+    signal: controller.signal,
+  });
+  await rejects(waiting, { name: "AbortError" });
+  strictEqual(clock.pending, 0);
+});
+
 Deno.test("a delay that a timer cannot hold is refused", async () => {
   for (const ms of [-1, NaN, MAX_DELAY_MS + 1]) {
     throws(() => systemClock.schedule(ms, () => {}), RangeError);

@@ -1,0 +1,453 @@
+/**
+ * A whole node: identity, control plane, engine, datapath, and one tunnel for each peer.
+ *
+ * @module
+ */
+
+import { Backoff } from "../datapath/backoff.ts";
+import { type Clock, delay, systemClock } from "../datapath/clock.ts";
+import type { Datapath, DatapathStats } from "../datapath/datapath.ts";
+import { Engine, type SaStatus } from "../datapath/engine.ts";
+import { innerMtu } from "../datapath/mtu.ts";
+import { supervise } from "../datapath/supervise.ts";
+import { TunDatapath } from "../datapath/tun.ts";
+import { Library } from "../native/library.ts";
+import { resolveHost, type RouteInfo, routeLookup } from "../native/network.ts";
+import { ControlEndpoint } from "./endpoint.ts";
+import { Identity, parsePeerKey, type PublicKey, tunnelRole } from "./identity.ts";
+import type { TrafficSample, TunnelEvent, TunnelRole } from "./lifecycle.ts";
+import type { NodeConfig, NodePeerConfig } from "./node_config.ts";
+import { Tunnel, type TunnelStatus } from "./tunnel.ts";
+
+/** What happened to a node, for people and programs to see. */
+export type NodeEvent =
+  /** Something happened to one peer's tunnel. */
+  | { readonly type: "tunnel"; readonly vni: number; readonly host: string; readonly event: TunnelEvent }
+  /** A peer's name or the way to it is not known yet; the node goes on trying. */
+  | { readonly type: "locating"; readonly vni: number; readonly host: string; readonly reason: string }
+  /** A peer's name now stands for another address, and its session confirms it: data goes there from now on. */
+  | { readonly type: "moved"; readonly vni: number; readonly host: string; readonly endpoint: string }
+  /** Somebody who is not one of the peers tried to connect; `count` times since the last such event. */
+  | { readonly type: "rejected"; readonly remote: string; readonly reason: string; readonly count: number }
+  /** The first tunnel has its keys: packets move. */
+  | { readonly type: "forwarding" };
+
+/** Options of {@linkcode Node.open}. */
+export interface NodeOptions {
+  /** The library. @default one of its own, which it closes in the end */
+  readonly library?: Library | undefined;
+  /** Gives up opening; the promise then rejects with the signal's reason. @default none */
+  readonly signal?: AbortSignal | undefined;
+  /** Hears of everything that happens, in order. What it throws ends the node. @default none */
+  readonly onEvent?: ((event: NodeEvent) => void) | undefined;
+  /** @default systemClock */
+  readonly clock?: Clock | undefined;
+}
+
+/** One peer of an open node. */
+export interface NodePeerInfo extends PublicKey {
+  /** The network's number. */
+  readonly vni: number;
+  /** The peer's name or address, as configured. */
+  readonly host: string;
+  /** Where its data goes, `ip:port`. */
+  readonly endpoint: string;
+  /** Which side we are. */
+  readonly role: TunnelRole;
+  /** The interface on the way to it. */
+  readonly interface: string;
+  /** The MTU of that way, in bytes. */
+  readonly pathMtuBytes: number;
+}
+
+/** What an open node is. */
+export interface NodeInfo {
+  /** The own public key. */
+  readonly identity: PublicKey;
+  /** Which datapath moves the packets. */
+  readonly datapath: Datapath["kind"];
+  /** The tunnel's network device. */
+  readonly device: { readonly name: string; readonly index: number; readonly mtuBytes: number };
+  /** The own data port. */
+  readonly port: number;
+  /** The own control port. */
+  readonly controlPort: number;
+  /** The peers. */
+  readonly peers: readonly NodePeerInfo[];
+}
+
+/** One peer's tunnel and keys at one moment. */
+export interface NodePeerStats {
+  /** The session. */
+  readonly tunnel: TunnelStatus;
+  /** The keys. */
+  readonly keys: SaStatus;
+}
+
+/** A node at one moment. */
+export interface NodeStats {
+  /** Counters. */
+  readonly datapath: DatapathStats;
+  /** Tunnels, by the VNI of their network. */
+  readonly peers: ReadonlyMap<number, NodePeerStats>;
+}
+
+/** How long a node's parts may take to end, in milliseconds. */
+const SHUTDOWN_TIMEOUT_MS = 5000;
+const LOCATE_REPORT_MS = 10_000;
+const MIN_KEY_LIFETIME_MS = 3_600_000;
+const MAX_KEY_LIFETIME_MS = 24 * 3_600_000;
+
+interface Located {
+  readonly address: string;
+  readonly route: RouteInfo;
+}
+
+interface PeerState {
+  readonly config: NodePeerConfig;
+  readonly key: PublicKey;
+  readonly role: TunnelRole;
+  readonly pathMtuBytes: number;
+  readonly interface: string;
+  readonly tunnel: Tunnel;
+  endpoint: string;
+}
+
+/**
+ * A node: opens everything that a tunnel needs in the right order, and runs it.
+ *
+ * `open` looks up the peers, for as long as that takes, and acquires device, sockets and engine, or throws and leaves
+ * nothing behind. `run` works once, and goes on until its signal aborts; packets move from the first finished key exchange
+ * on, not before. It rejects with the first real failure. `close` may be called at any moment and again; it says goodbye to
+ * the peers and gives everything back.
+ *
+ * @example A tunnel
+ * ```ts ignore
+ * import { Node, parseNodeConfig } from "@icx/icx";
+ *
+ * const config = parseNodeConfig({
+ *   identityKeyFile: "node.key",
+ *   device: { addresses: ["10.9.0.1/24"] },
+ *   peers: [{
+ *     host: "192.0.2.2",
+ *     publicKey: "peer.pub",
+ *     allowedRoutes: [{ src: "10.9.0.1/32", dst: "10.9.0.2/32" }],
+ *   }],
+ * });
+ * await using node = await Node.open(config);
+ * await node.run({ signal: AbortSignal.timeout(3_600_000) });
+ * ```
+ */
+export class Node implements AsyncDisposable {
+  readonly #parts: AsyncDisposableStack;
+  readonly #library: Library;
+  readonly #identity: Identity;
+  readonly #config: NodeConfig;
+  readonly #engine: Engine;
+  readonly #control: ControlEndpoint;
+  readonly #datapath: TunDatapath;
+  readonly #clock: Clock;
+  readonly #onEvent: (event: NodeEvent) => void;
+  readonly #peers: PeerState[] = [];
+  readonly #closing = new AbortController();
+  #started = false;
+  #running: Promise<void> | undefined;
+  #closed: Promise<void> | undefined;
+
+  private constructor(
+    parts: AsyncDisposableStack,
+    fields: {
+      readonly library: Library;
+      readonly identity: Identity;
+      readonly config: NodeConfig;
+      readonly engine: Engine;
+      readonly control: ControlEndpoint;
+      readonly datapath: TunDatapath;
+      readonly clock: Clock;
+      readonly onEvent: (event: NodeEvent) => void;
+    },
+  ) {
+    this.#parts = parts;
+    this.#library = fields.library;
+    this.#identity = fields.identity;
+    this.#config = fields.config;
+    this.#engine = fields.engine;
+    this.#control = fields.control;
+    this.#datapath = fields.datapath;
+    this.#clock = fields.clock;
+    this.#onEvent = fields.onEvent;
+  }
+
+  /**
+   * Opens a node. Nothing moves yet, and no peer is dialled.
+   *
+   * @param config What {@linkcode parseNodeConfig} gave.
+   * @param options Library, signal, observer and clock.
+   * @throws {NativeError} When the identity or a peer's key is not acceptable, or the control port cannot be bound.
+   * @throws {DatapathError} When the device or the sockets cannot be had, or a route or an option is not acceptable.
+   */
+  static async open(config: NodeConfig, options: NodeOptions = {}): Promise<Node> {
+    const { signal, onEvent = () => {}, clock = systemClock } = options;
+    signal?.throwIfAborted();
+    await using parts = new AsyncDisposableStack();
+    const library = options.library ?? parts.use(Library.open());
+    const identity = parts.use(Identity.load(config.identityKeyFile, { library }));
+    const keys = config.peers.map((peer) => parsePeerKey(peer.publicKey, { library, allowFile: true }));
+    const roles = keys.map((key) => tunnelRole(library, { local: identity.publicKey, peer: key.publicKey }));
+    const located = await Promise.all(
+      config.peers.map((peer) => locate(library, { peer, config, clock, signal, onEvent })),
+    );
+    const pathMtuBytes = Math.min(...located.map(({ route }) => route.mtu));
+    const mtuBytes = config.device.mtuBytes ?? innerMtu(library, pathMtuBytes);
+    const { name, addresses } = config.device;
+
+    const engine = parts.use(Engine.create({
+      library,
+      innerMtuBytes: mtuBytes,
+      keepaliveMs: config.keepaliveMs,
+      peerFilter: config.peerFilter,
+      sourcePortHashing: config.sourcePortHashing,
+    }));
+    const datapath = parts.use(
+      await TunDatapath.open({
+        device: { library, name, addresses, mtuBytes },
+        underlay: {
+          library,
+          localAddress: config.localAddress,
+          port: config.port,
+          sourcePortHashing: config.sourcePortHashing,
+        },
+        engine,
+      }),
+    );
+    const control = parts.use(ControlEndpoint.open({
+      library,
+      identity,
+      localAddress: config.localAddress,
+      port: config.controlPort,
+      onRejected: (rejected) => onEvent({ type: "rejected", ...rejected }),
+    }));
+    const node = new Node(parts.move(), { library, identity, config, engine, control, datapath, clock, onEvent });
+    try {
+      config.peers.forEach((peer, index) => {
+        const [key, role, place] = [keys[index], roles[index], located[index]];
+        if (key !== undefined && role !== undefined && place !== undefined) node.#addPeer(peer, { key, role, place });
+      });
+    } catch (error) {
+      await node.close();
+      throw error;
+    }
+    return node;
+  }
+
+  /** What the node is. */
+  info(): NodeInfo {
+    const { device, underlay } = this.#datapath;
+    return {
+      identity: { publicKey: this.#identity.publicKey, fingerprint: this.#identity.fingerprint },
+      datapath: this.#datapath.kind,
+      device: { name: device.name, index: device.index, mtuBytes: device.mtuBytes },
+      port: underlay.port,
+      controlPort: this.#control.port,
+      peers: this.#peers.map((peer) => ({
+        ...peer.key,
+        vni: peer.config.vni,
+        host: peer.config.host,
+        endpoint: peer.endpoint,
+        role: peer.role,
+        interface: peer.interface,
+        pathMtuBytes: peer.pathMtuBytes,
+      })),
+    };
+  }
+
+  /** Counters, tunnels and keys as they stand. */
+  stats(): NodeStats {
+    return {
+      datapath: this.#datapath.stats(),
+      peers: new Map(this.#peers.map(({ config, tunnel }) => [
+        config.vni,
+        { tunnel: tunnel.status(), keys: this.#engine.saStatus(config.vni) },
+      ])),
+    };
+  }
+
+  /**
+   * Runs the node until `signal` aborts or it is closed.
+   *
+   * @param options The signal.
+   * @throws {TypeError} When it was called before, or the node is closed.
+   */
+  async run(options: { readonly signal?: AbortSignal | undefined } = {}): Promise<void> {
+    if (this.#closed !== undefined) throw new TypeError("Cannot run the node as it is closed: open a new one");
+    if (this.#started) throw new TypeError("Cannot run the node as it has been run before: open a new one");
+    this.#started = true;
+    const { signal } = options;
+    const stop = signal === undefined ? this.#closing.signal : AbortSignal.any([signal, this.#closing.signal]);
+    this.#running = supervise([
+      ...this.#peers.map(({ config, tunnel }) => ({
+        name: `tunnel to ${config.host}`,
+        run: (signal: AbortSignal) => tunnel.run({ signal }),
+      })),
+      { name: "datapath", run: (signal) => this.#forward(signal) },
+    ], { signal: stop, shutdownTimeoutMs: SHUTDOWN_TIMEOUT_MS, clock: this.#clock });
+    await this.#running;
+  }
+
+  /** Stops the node and gives everything back. Does not reject. */
+  close(): Promise<void> {
+    this.#closed ??= this.#close();
+    return this.#closed;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  /** Moves packets from the first finished key exchange on. */
+  async #forward(signal: AbortSignal): Promise<void> {
+    const aborted = Promise.withResolvers<void>();
+    const onAbort = () => aborted.resolve();
+    signal.addEventListener("abort", onAbort, { once: true });
+    try {
+      // Tunnels that end without keys end the run by themselves.
+      const ready = Promise.any(this.#peers.map(({ tunnel }) => tunnel.ready)).catch(() => aborted.promise);
+      await Promise.race([aborted.promise, ready]);
+    } finally {
+      signal.removeEventListener("abort", onAbort);
+    }
+    if (signal.aborted) return;
+    this.#onEvent({ type: "forwarding" });
+    await this.#datapath.run({ signal });
+  }
+
+  #addPeer(config: NodePeerConfig, facts: { key: PublicKey; role: TunnelRole; place: Located }): void {
+    const { key, role, place } = facts;
+    const { vni, host } = config;
+    const endpoint = socketAddress(place.address, config.port);
+    this.#engine.addNetwork(networkOf(config, endpoint));
+    const peer = this.#control.addPeer({
+      engine: this.#engine,
+      vni,
+      publicKey: key.publicKey,
+      keyLifetimeMs: keyLifetimeMs(this.#config.rekeyIntervalMs),
+    });
+    const tunnel = new Tunnel({
+      peer,
+      rekeyIntervalMs: this.#config.rekeyIntervalMs,
+      clock: this.#clock,
+      resolve: ({ signal }) => resolve(this.#library, { config: this.#config, host, port: config.controlPort, signal }),
+      sampleTraffic: () => this.#sample(vni),
+      onEvent: (event) => {
+        this.#onEvent({ type: "tunnel", vni, host, event });
+        if (event.type === "session-up") this.#follow(state, event.remote);
+      },
+    });
+    const state: PeerState = {
+      config,
+      key,
+      role,
+      tunnel,
+      endpoint,
+      interface: place.route.interface,
+      pathMtuBytes: place.route.mtu,
+    };
+    this.#peers.push(state);
+  }
+
+  #sample(vni: number): TrafficSample {
+    const { tx_packets, rx_packets, last_keepalive } = this.#engine.counters(vni);
+    return { txPackets: tx_packets, rxPackets: rx_packets, lastKeepalive: last_keepalive };
+  }
+
+  /** Sends data to where the peer's session now is, if that is an address of its name. */
+  #follow(peer: PeerState, remote: string): void {
+    const address = addressOf(remote);
+    const endpoint = socketAddress(address, peer.config.port);
+    if (endpoint === peer.endpoint) return;
+    const { host, port, vni } = peer.config;
+    const signal = this.#closing.signal;
+    resolve(this.#library, { config: this.#config, host, port, signal }).then((addresses) => {
+      if (signal.aborted || !addresses.includes(endpoint)) return;
+      this.#engine.updateNetwork(networkOf(peer.config, endpoint));
+      peer.endpoint = endpoint;
+      this.#onEvent({ type: "moved", vni, host, endpoint });
+    }).catch((error: unknown) => {
+      this.#onEvent({ type: "locating", vni, host, reason: messageOf(error) });
+    });
+  }
+
+  async #close(): Promise<void> {
+    this.#closing.abort();
+    // What went wrong there is for the caller of `run` to hear.
+    await this.#running?.catch(() => {});
+    await this.#parts.disposeAsync();
+  }
+}
+
+/** Key lifetime for a rekey interval, both in milliseconds. */
+export function keyLifetimeMs(rekeyIntervalMs: number): number {
+  return Math.min(Math.max(4 * rekeyIntervalMs, MIN_KEY_LIFETIME_MS), MAX_KEY_LIFETIME_MS);
+}
+
+interface LocateOptions {
+  readonly peer: NodePeerConfig;
+  readonly config: NodeConfig;
+  readonly clock: Clock;
+  readonly signal: AbortSignal | undefined;
+  readonly onEvent: (event: NodeEvent) => void;
+}
+
+/** Finds a peer's address and the way to it; goes on trying, and says so at intervals. */
+async function locate(library: Library, options: LocateOptions): Promise<Located> {
+  const { peer, config, clock, signal, onEvent } = options;
+  const backoff = new Backoff({ baseMs: 100, maxMs: 5000 });
+  let reportedAt: number | undefined;
+  while (true) {
+    try {
+      const [endpoint] = await resolve(library, { config, host: peer.host, port: peer.port, signal });
+      if (endpoint === undefined) throw new Error(`${peer.host} has no address`);
+      const address = addressOf(endpoint);
+      const route = await routeLookup(library, { destination: address, source: config.localAddress, signal });
+      return { address, route };
+    } catch (error) {
+      signal?.throwIfAborted();
+      if (reportedAt === undefined || clock.now() - reportedAt >= LOCATE_REPORT_MS) {
+        reportedAt = clock.now();
+        onEvent({ type: "locating", vni: peer.vni, host: peer.host, reason: messageOf(error) });
+      }
+      await delay(backoff.next(), { signal, clock });
+    }
+  }
+}
+
+interface ResolveOptions {
+  readonly config: NodeConfig;
+  readonly host: string;
+  readonly port: number;
+  readonly signal: AbortSignal | undefined;
+}
+
+/** Addresses of a name as `ip:port`, of the family that a bound local address can reach. */
+function resolve(library: Library, { config, host, port, signal }: ResolveOptions): Promise<readonly string[]> {
+  const { localAddress } = config;
+  const family = localAddress === undefined ? undefined : localAddress.includes(":") ? "ipv6" : "ipv4";
+  return resolveHost(library, { host, port, family, signal });
+}
+
+function networkOf(config: NodePeerConfig, endpoint: string) {
+  return { vni: config.vni, peer: endpoint, routes: config.allowedRoutes, rxRateLimitPps: config.rxRateLimitPps };
+}
+
+/** The address of `ip:port`, without brackets. */
+function addressOf(endpoint: string): string {
+  return endpoint.slice(0, endpoint.lastIndexOf(":")).replace(/^\[(.*)\]$/, "$1");
+}
+
+function socketAddress(address: string, port: number): string {
+  return address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

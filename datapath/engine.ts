@@ -1,0 +1,383 @@
+/**
+ * The transform that every datapath shares: inner packets to sealed datagrams and back, for many networks.
+ *
+ * @module
+ */
+
+import { NativeEngine } from "../native/engine.ts";
+import type { Library } from "../native/library.ts";
+import { guarded } from "./errors.ts";
+import type { Direction, PacketBatch } from "./packet_batch.ts";
+
+const COUNTER_NAMES = [
+  "rx_packets",
+  "rx_bytes",
+  "rx_malformed",
+  "rx_unknown_vni",
+  "rx_bad_peer",
+  "rx_no_key",
+  "rx_expired_key",
+  "rx_spi_mismatch",
+  "rx_rate_limited",
+  "rx_auth_failed",
+  "rx_replayed",
+  "rx_bad_inner",
+  "rx_invalid_src",
+  "rx_invalid_dst",
+  "tx_packets",
+  "tx_bytes",
+  "tx_not_ip",
+  "tx_malformed",
+  "tx_no_route",
+  "tx_no_key",
+  "tx_expired_key",
+  "tx_exhausted",
+  "tx_too_big",
+  "tx_no_local",
+  "tx_errors",
+  "last_rx",
+  "last_tx",
+  "last_keepalive",
+] as const;
+
+/** The name of a counter: the same in every interface. */
+export type CounterName = typeof COUNTER_NAMES[number];
+
+/**
+ * Counters at one moment. `rx_packets` and `tx_packets` count what was opened and sealed, keepalives included, and the
+ * `_bytes` their inner bytes; `last_rx`, `last_tx` and `last_keepalive` are times of the engine's clock in nanoseconds,
+ * 0 for never; every other one counts packets dropped for that reason.
+ */
+export type Counters = Readonly<Record<CounterName, bigint>>;
+
+/** Which part of a batch a transform begins with. */
+export interface TransformOptions {
+  /** The index of the first packet of the input. @default 0 */
+  readonly from?: number | undefined;
+}
+
+/**
+ * The transform itself, as datapaths see it. Calls do not wait and do not allocate; a drop is a verdict, not an error.
+ *
+ * Both directions take the packets of `input` from `from` on and write what becomes of them into `output`, which is
+ * emptied first: packet `i` of the output belongs to packet `from + i` of the input. They return how many they processed,
+ * fewer than there are when the output is full: take the results out, and call again for the rest.
+ */
+export interface EngineXfrm {
+  /** Opens what the underlay received. Results: `forward` (deliver to the device), `consumed`, or a drop. */
+  phyToVirt(input: PacketBatch, output: PacketBatch, options?: TransformOptions): number;
+  /**
+   * Seals what the device gave. Results: `forward` (send to {@linkcode PacketBatch.endpoint}), `handled` (a local reply:
+   * back to the device with it), or a drop.
+   */
+  virtToPhy(input: PacketBatch, output: PacketBatch, options?: TransformOptions): number;
+  /**
+   * Makes what is due of itself, keepalives, into `output`, which is emptied first.
+   *
+   * @returns How many packets were made; as long as it is the output's capacity there may be more.
+   */
+  toPhy(output: PacketBatch): number;
+}
+
+/** One of the engine's own addresses on a raw underlay. */
+export interface LocalEndpoint {
+  /** `ip:port`. */
+  readonly addr: string;
+  /** Hardware address, `02:00:00:00:00:01`. */
+  readonly mac: string;
+}
+
+/** An underlay of whole Ethernet frames. */
+export interface RawUnderlayOptions {
+  /** The own addresses; the one nearest to the peer's is used. */
+  readonly local: readonly LocalEndpoint[];
+  /** Whether the outer UDP checksum is computed over IPv4 too. @default false */
+  readonly outerUdpChecksum?: boolean | undefined;
+  /** Whether the outer IPv4 header forbids fragmentation. @default true */
+  readonly dontFragment?: boolean | undefined;
+}
+
+/** An inner side of Ethernet frames. */
+export interface EthernetOptions {
+  /** The hardware address of the host's interface. */
+  readonly hostMac: string;
+  /** The hardware address that answers for every peer. */
+  readonly gatewayMac: string;
+}
+
+/** What an {@linkcode Engine} is made of. */
+export interface EngineOptions {
+  /** The library; it must stay open as long as the engine. */
+  readonly library: Library;
+  /** Set for an inner side of Ethernet frames. @default bare IP packets */
+  readonly ethernet?: EthernetOptions | undefined;
+  /** Set for an underlay of Ethernet frames. @default datagrams of UDP sockets */
+  readonly rawUnderlay?: RawUnderlayOptions | undefined;
+  /** Whether the outer source address of a frame must be the peer's. @default true */
+  readonly peerFilter?: boolean | undefined;
+  /** Whether the outer source port follows the inner flow. @default false */
+  readonly sourcePortHashing?: boolean | undefined;
+  /** Time between two keepalives, in milliseconds; 0 for none. @default 0 */
+  readonly keepaliveMs?: number | undefined;
+  /** The largest inner packet, in bytes; 0 for no limit of its own. @default 0 */
+  readonly innerMtuBytes?: number | undefined;
+  /** For tests: the key of the flow hash, 16 hexadecimal digits, instead of a random one. @default none */
+  readonly dangerFlowHashKey?: string | undefined;
+  /** For tests: time stands still and is set by `dangerSetClock`. Such an engine moves no real traffic. @default false */
+  readonly dangerManualClock?: boolean | undefined;
+  /**
+   * For tests: this engine alone remembers which keys it sealed with, instead of the process. The same keys in two such
+   * engines repeat nonces. @default false
+   */
+  readonly dangerIsolatedKeyHistory?: boolean | undefined;
+}
+
+/** A pair of prefixes between which packets may pass, seen from this node. */
+export interface EngineRoute {
+  /** The prefix on this side. */
+  readonly src: string;
+  /** The prefix on the peer's side. */
+  readonly dst: string;
+}
+
+/** A network: its peer and what may pass. */
+export interface NetworkOptions {
+  /** The network's number, 0 to 16777215. */
+  readonly vni: number;
+  /** The peer's data address, `ip:port`. */
+  readonly peer: string;
+  /** What may pass. The same pair may not belong to two networks. */
+  readonly routes: readonly EngineRoute[];
+  /** Frames per second that reach the AEAD; 0 for no limit. @default 0 */
+  readonly rxRateLimitPps?: number | undefined;
+  /** The next hop's hardware address; raw underlays need it. @default none */
+  readonly peerMac?: string | undefined;
+}
+
+/** A receive key as it stands. */
+export interface RxSaStatus {
+  /** Its security parameter index. */
+  readonly spi: number;
+  /** Time left, in milliseconds. */
+  readonly expiresInMs: number;
+  /** Whether a newer key has taken over and this one is on its way out. */
+  readonly superseded: boolean;
+}
+
+/** A transmit key as it stands. */
+export interface TxSaStatus {
+  /** Its security parameter index. */
+  readonly spi: number;
+  /** Time left, in milliseconds. */
+  readonly expiresInMs: number;
+  /** How many packets it has sealed. */
+  readonly sealed: bigint;
+}
+
+/** The keys of a network as they stand; no key bytes. */
+export interface SaStatus {
+  /** Receive keys. */
+  readonly rx: readonly RxSaStatus[];
+  /** The transmit key; `undefined` as long as there is none. */
+  readonly tx: TxSaStatus | undefined;
+  /** The index of a transmit key that takes over soon. */
+  readonly pendingTxSpi: number | undefined;
+}
+
+/** A pair of keys, handed in. */
+export interface DangerKeys {
+  /** The network. */
+  readonly vni: number;
+  /** The receive key, 32 hexadecimal digits. */
+  readonly rxKey: string;
+  /** The transmit key, 32 hexadecimal digits. */
+  readonly txKey: string;
+  /** The last instant at which they work, on the engine's clock in nanoseconds. */
+  readonly expiresAtNs: bigint;
+}
+
+/** A pair of keys with an index for each direction, handed in. */
+export interface DangerInstallOptions extends DangerKeys {
+  /** The index of the receive key. */
+  readonly rxSpi: number;
+  /** The index of the transmit key. */
+  readonly txSpi: number;
+}
+
+/** A pair of keys with one epoch for both directions, handed in. */
+export interface DangerInstallEpochOptions extends DangerKeys {
+  /** Above that of the last pair. */
+  readonly epoch: number;
+}
+
+/**
+ * The native engine: networks, keys, counters, and the transform.
+ *
+ * Keys come from the control plane, inside the library; the `danger…` functions are for tests and known answers. It
+ * belongs to whoever made it, and is closed after the datapaths and control endpoints that use it.
+ *
+ * @example A network without keys seals nothing
+ * ```ts
+ * import { addressBytes, Engine, Library, PacketBatch } from "@icx/icx";
+ * import { strictEqual } from "node:assert";
+ *
+ * await using library = Library.open();
+ * using engine = Engine.create({ library });
+ * engine.addNetwork({ vni: 1, peer: "192.0.2.2:6081", routes: [{ src: "10.9.0.0/24", dst: "10.9.0.0/24" }] });
+ * const [input, output] = [new PacketBatch(), new PacketBatch()];
+ * const header = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 253, 0, 0];
+ * input.append(new Uint8Array([...header, ...addressBytes("10.9.0.1"), ...addressBytes("10.9.0.2")]));
+ * engine.virtToPhy(input, output);
+ * strictEqual(output.verdict(0), "tx_no_key");
+ * strictEqual(engine.counters(1).tx_no_key, 1n);
+ * ```
+ */
+export class Engine implements EngineXfrm, Disposable {
+  readonly #native: NativeEngine;
+  readonly #networks = new Set<number>();
+  readonly #counterValues = new BigUint64Array(COUNTER_NAMES.length);
+
+  private constructor(native: NativeEngine) {
+    this.#native = native;
+  }
+
+  /**
+   * Makes an engine without networks.
+   *
+   * @param options What it is made of.
+   * @throws {DatapathError} When an option is not acceptable, or the library is closed.
+   */
+  static create(options: EngineOptions): Engine {
+    const { library, ethernet, rawUnderlay, innerMtuBytes, ...rest } = options;
+    return guarded("create the engine", () =>
+      new Engine(NativeEngine.create(library, {
+        ...rest,
+        ...(ethernet === undefined ? { mode: "l3" } : { mode: "l2", ...ethernet }),
+        underlay: rawUnderlay === undefined ? "udp" : { raw: rawUnderlay },
+        innerMtu: innerMtuBytes,
+      })));
+  }
+
+  /** The native engine, for other parts that work on it: datapaths and control endpoints. */
+  get native(): NativeEngine {
+    return this.#native;
+  }
+
+  /** The numbers of its networks. */
+  get networks(): readonly number[] {
+    return [...this.#networks];
+  }
+
+  /**
+   * Adds a network.
+   *
+   * @throws {DatapathError} When the network exists, a value is out of its range, a prefix has bits set behind its length,
+   * or a route belongs to another network. Then nothing has changed.
+   */
+  addNetwork(options: NetworkOptions): void {
+    guarded("add a network", () => this.#native.addNetwork(options));
+    this.#networks.add(options.vni);
+  }
+
+  /** Replaces peer, routes and rate limit of a network in one step. Keys and counters stay. Throws as `addNetwork`. */
+  updateNetwork(options: NetworkOptions): void {
+    guarded("update a network", () => this.#native.updateNetwork(options));
+  }
+
+  /**
+   * Removes a network and erases its keys.
+   *
+   * @throws {DatapathError} When there is no such network.
+   */
+  removeNetwork(vni: number): void {
+    guarded("remove a network", () => this.#native.removeNetwork(vni));
+    this.#networks.delete(vni);
+  }
+
+  /** Sets the largest inner packet, in bytes; 0 for no limit of its own. */
+  setInnerMtu(bytes: number): void {
+    guarded("set the inner MTU", () => this.#native.setInnerMtu(bytes));
+  }
+
+  /**
+   * Reads counters.
+   *
+   * @param vni The network; without one, what belongs to none.
+   * @throws {DatapathError} When there is no such network.
+   */
+  counters(vni?: number): Counters {
+    guarded("read counters", () => this.#native.readCounters(vni, this.#counterValues));
+    return Object.fromEntries(COUNTER_NAMES.map((name, i) => [name, this.#counterValues[i] ?? 0n])) as Counters;
+  }
+
+  /**
+   * Tells which keys a network has.
+   *
+   * @throws {DatapathError} When there is no such network.
+   */
+  saStatus(vni: number): SaStatus {
+    return guarded("read the key status", () => this.#native.saStatus(vni));
+  }
+
+  phyToVirt(input: PacketBatch, output: PacketBatch, options: TransformOptions = {}): number {
+    return this.#transform("rx", input, output, options);
+  }
+
+  virtToPhy(input: PacketBatch, output: PacketBatch, options: TransformOptions = {}): number {
+    return this.#transform("tx", input, output, options);
+  }
+
+  toPhy(output: PacketBatch): number {
+    return guarded(
+      "make packets",
+      () =>
+        output.fill("tx", undefined, (_input, descriptors, _count, bytes) => this.#native.toPhy(descriptors, bytes)),
+    );
+  }
+
+  /** For tests and known answers: installs keys that are handed in. */
+  dangerInstall(options: DangerInstallOptions): void {
+    guarded("install keys", () => this.#native.dangerInstall(options));
+  }
+
+  /** For tests and known answers: installs keys with one strictly increasing epoch for both directions. */
+  dangerInstallEpoch(options: DangerInstallEpochOptions): void {
+    guarded("install keys", () => this.#native.dangerInstallEpoch(options));
+  }
+
+  /**
+   * For tests and known answers: makes the transmit key of a network continue after `last`. Only forward.
+   *
+   * @returns Whether it moved.
+   */
+  dangerSkipTxCounter(vni: number, last: bigint): boolean {
+    return guarded("move the transmit counter", () => this.#native.skipTxCounter({ vni, last }));
+  }
+
+  /** For tests and known answers: sets the clock of an engine with `dangerManualClock`, in nanoseconds. */
+  dangerSetClock(nowNs: bigint): void {
+    guarded("set the clock", () => this.#native.setClock(nowNs));
+  }
+
+  /** Closes the engine and erases its keys. May be called again. */
+  close(): void {
+    this.#native.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #transform(direction: Direction, input: PacketBatch, output: PacketBatch, { from = 0 }: TransformOptions): number {
+    const native = this.#native;
+    return guarded("transform packets", () =>
+      output.fill(
+        direction,
+        { batch: input, from },
+        (bytes, descriptors, count, results) =>
+          direction === "rx"
+            ? native.phyToVirt(bytes, descriptors, count, results)
+            : native.virtToPhy(bytes, descriptors, count, results),
+      ));
+  }
+}

@@ -1,0 +1,283 @@
+/**
+ * Many packets in one buffer, in the form that the engine takes.
+ *
+ * @module
+ */
+
+/** Bytes of one descriptor: `IcxPacket` of the C interface. */
+const DESCRIPTOR_BYTES = 48;
+
+const OFFSET = 0;
+const LENGTH = 4;
+const VERDICT = 8;
+const VNI = 12;
+const ADDRESS = 16;
+const PORT = 32;
+const SOURCE_PORT = 34;
+
+/** The first 12 bytes of an IPv4-mapped IPv6 address. */
+const MAPPED = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
+/** Why an inbound packet went no further: the name of the counter that went up, in the order of the C interface. */
+const RX_DROPS = [
+  "rx_malformed",
+  "rx_unknown_vni",
+  "rx_bad_peer",
+  "rx_no_key",
+  "rx_expired_key",
+  "rx_spi_mismatch",
+  "rx_rate_limited",
+  "rx_auth_failed",
+  "rx_replayed",
+  "rx_bad_inner",
+  "rx_invalid_src",
+  "rx_invalid_dst",
+] as const;
+
+/** Why an outbound packet went no further: the name of the counter that went up, in the order of the C interface. */
+const TX_DROPS = [
+  "tx_not_ip",
+  "tx_malformed",
+  "tx_no_route",
+  "tx_no_key",
+  "tx_expired_key",
+  "tx_exhausted",
+  "tx_too_big",
+  "tx_no_local",
+  "tx_errors",
+] as const;
+
+/** Why a packet went no further: the name of the counter that went up. */
+export type DropReason = typeof RX_DROPS[number] | typeof TX_DROPS[number];
+
+/**
+ * What became of a packet.
+ *
+ * - `forward`: it goes on, to the other side.
+ * - `handled`: it was answered locally; the answer goes back to the virtual side.
+ * - `consumed`: it was for the engine itself, a keepalive; nothing is left of it.
+ * - otherwise it was dropped, and the counter of that name went up.
+ */
+export type Verdict = "forward" | "handled" | "consumed" | DropReason;
+
+/** Which way the packets of a batch went. */
+export type Direction = "rx" | "tx";
+
+/** Where a datagram goes to or came from. */
+export interface Endpoint {
+  /** The 4 bytes of an IPv4 or the 16 bytes of an IPv6 address. */
+  readonly address: Uint8Array;
+  /** The UDP port. */
+  readonly port: number;
+}
+
+/** What a {@linkcode PacketBatch} is made of. */
+export interface PacketBatchOptions {
+  /** How many packets there is room for, 1 to 65536. @default 64 */
+  readonly capacity?: number | undefined;
+  /** How many bytes all of them may have together. @default capacity × 2048 */
+  readonly bufferBytes?: number | undefined;
+}
+
+/**
+ * A list of packets that lie back to back in one buffer. Nothing is allocated per packet: one batch is filled, handed to
+ * the engine, emptied and filled again.
+ *
+ * As the input of an engine call its packets are what arrived. As the output, packet `i` is what became of packet `i` of
+ * the input: {@linkcode PacketBatch.verdict} tells, and for `forward` and `handled` {@linkcode PacketBatch.packet} is
+ * the result.
+ */
+export class PacketBatch {
+  /** How many packets there is room for. */
+  readonly capacity: number;
+  readonly #buffer: Uint8Array<ArrayBuffer>;
+  readonly #descriptors: Uint8Array<ArrayBuffer>;
+  readonly #view: DataView;
+  #length = 0;
+  #used = 0;
+  #direction: Direction = "tx";
+
+  /** @throws {RangeError} When an option is out of its range. */
+  constructor(options: PacketBatchOptions = {}) {
+    const { capacity = 64, bufferBytes = capacity * 2048 } = options;
+    if (!(Number.isInteger(capacity) && capacity >= 1 && capacity <= 65536)) {
+      throw new RangeError(`Cannot make a batch as "capacity" must be 1 to 65536: current value is ${capacity}`);
+    }
+    if (!(Number.isInteger(bufferBytes) && bufferBytes >= 1 && bufferBytes < 2 ** 31)) {
+      throw new RangeError(
+        `Cannot make a batch as "bufferBytes" must be 1 to ${2 ** 31 - 1}: current value is ${bufferBytes}`,
+      );
+    }
+    this.capacity = capacity;
+    this.#buffer = new Uint8Array(bufferBytes);
+    this.#descriptors = new Uint8Array(capacity * DESCRIPTOR_BYTES);
+    this.#view = new DataView(this.#descriptors.buffer);
+  }
+
+  /** How many packets are in it. */
+  get length(): number {
+    return this.#length;
+  }
+
+  /** Takes all packets out. */
+  clear(): void {
+    this.#length = 0;
+    this.#used = 0;
+  }
+
+  /**
+   * Copies a packet in.
+   *
+   * @param packet Its bytes; it may be empty.
+   * @param source Where it came from; needed for what a UDP underlay received.
+   * @returns Whether there was room for it.
+   */
+  append(packet: Uint8Array, source?: Endpoint): boolean {
+    const room = this.reserve();
+    if (room === undefined || room.length < packet.length) return false;
+    room.set(packet);
+    this.commit(packet.length, source);
+    return true;
+  }
+
+  /**
+   * The free rest of the buffer, for a read that writes straight into it; {@linkcode PacketBatch.commit} makes what was
+   * written a packet.
+   *
+   * @returns The rest, possibly empty; `undefined` when the batch holds as many packets as it can.
+   */
+  reserve(): Uint8Array<ArrayBuffer> | undefined {
+    return this.#length === this.capacity ? undefined : this.#buffer.subarray(this.#used);
+  }
+
+  /**
+   * Makes the next bytes of the free rest a packet.
+   *
+   * @param length How many bytes were written at the start of what {@linkcode PacketBatch.reserve} gave.
+   * @param source Where it came from; needed for what a UDP underlay received.
+   * @throws {RangeError} When there is no room for it, or an address has neither 4 nor 16 bytes.
+   */
+  commit(length: number, source?: Endpoint): void {
+    if (this.#length === this.capacity || !(length >= 0 && length <= this.#buffer.length - this.#used)) {
+      throw new RangeError(
+        `Cannot add a packet as there must be room for it: ${this.#length} of ${this.capacity} packets and ` +
+          `${this.#used} of ${this.#buffer.length} bytes are taken, ${length} bytes are asked for`,
+      );
+    }
+    const at = this.#length * DESCRIPTOR_BYTES;
+    this.#descriptors.fill(0, at, at + DESCRIPTOR_BYTES);
+    this.#view.setUint32(at + OFFSET, this.#used, LITTLE_ENDIAN);
+    this.#view.setUint32(at + LENGTH, length, LITTLE_ENDIAN);
+    if (source !== undefined) this.#setEndpoint(at, source);
+    this.#length += 1;
+    this.#used += length;
+  }
+
+  /** What became of packet `index`. */
+  verdict(index: number): Verdict {
+    const code = this.#view.getInt32(this.#at(index) + VERDICT, LITTLE_ENDIAN);
+    const verdict = code >= 0
+      ? (["forward", "handled", "consumed"] as const)[code]
+      : (this.#direction === "rx" ? RX_DROPS : TX_DROPS)[-1 - code];
+    if (verdict === undefined) {
+      throw new RangeError(`Cannot read the verdict as it must be known: current value is ${code}`);
+    }
+    return verdict;
+  }
+
+  /** The bytes of packet `index`, as a view into the batch: valid until it is cleared. */
+  packet(index: number): Uint8Array<ArrayBuffer> {
+    const at = this.#at(index);
+    const offset = this.#view.getUint32(at + OFFSET, LITTLE_ENDIAN);
+    return this.#buffer.subarray(offset, offset + this.#view.getUint32(at + LENGTH, LITTLE_ENDIAN));
+  }
+
+  /** The network of packet `index`; 0 where the verdict is neither `forward` nor `consumed`. */
+  vni(index: number): number {
+    return this.#view.getUint32(this.#at(index) + VNI, LITTLE_ENDIAN);
+  }
+
+  /** Where packet `index` goes to, or came from. */
+  endpoint(index: number): Endpoint {
+    const at = this.#at(index);
+    const address = this.#descriptors.slice(at + ADDRESS, at + ADDRESS + 16);
+    const mapped = MAPPED.every((byte, i) => address[i] === byte);
+    return { address: mapped ? address.subarray(12) : address, port: this.#view.getUint16(at + PORT, LITTLE_ENDIAN) };
+  }
+
+  /** The port that packet `index` is to be sent from; 0 for the underlay's own. */
+  sourcePort(index: number): number {
+    return this.#view.getUint16(this.#at(index) + SOURCE_PORT, LITTLE_ENDIAN);
+  }
+
+  /**
+   * Runs one native call over raw memory: for engines only.
+   *
+   * @param direction Which way the packets go.
+   * @param input The batch whose packets are transformed, beginning with `from`; without one the call makes packets.
+   * @param call Gets the input's bytes, the descriptors, how many of them count, and the output's bytes; returns how many
+   * it filled in.
+   * @returns How many packets this batch now holds.
+   */
+  fill(
+    direction: Direction,
+    input: { readonly batch: PacketBatch; readonly from: number } | undefined,
+    call: (
+      input: Uint8Array<ArrayBuffer>,
+      descriptors: Uint8Array<ArrayBuffer>,
+      count: number,
+      output: Uint8Array<ArrayBuffer>,
+    ) => number,
+  ): number {
+    this.clear();
+    this.#direction = direction;
+    let count = this.capacity;
+    let bytes = EMPTY;
+    if (input !== undefined) {
+      const { batch, from } = input;
+      if (batch === this) throw new TypeError("Cannot transform a batch into itself: give another one for the output");
+      if (!(Number.isInteger(from) && from >= 0 && from <= batch.#length)) {
+        throw new RangeError(
+          `Cannot begin at a packet that is not there: "from" must be 0 to ${batch.#length}, it is ${from}`,
+        );
+      }
+      count = Math.min(count, batch.#length - from);
+      const start = from * DESCRIPTOR_BYTES;
+      this.#descriptors.set(batch.#descriptors.subarray(start, start + count * DESCRIPTOR_BYTES));
+      bytes = batch.#buffer.subarray(0, batch.#used);
+    }
+    if (count === 0) return 0;
+    this.#length = call(bytes, this.#descriptors, count, this.#buffer);
+    // Results lie in the order of the packets, so the last one that has bytes ends where the free rest begins.
+    for (let i = 0; i < this.#length; i++) {
+      const at = i * DESCRIPTOR_BYTES;
+      const length = this.#view.getUint32(at + LENGTH, LITTLE_ENDIAN);
+      if (length > 0) this.#used = this.#view.getUint32(at + OFFSET, LITTLE_ENDIAN) + length;
+    }
+    return this.#length;
+  }
+
+  #at(index: number): number {
+    if (!(Number.isInteger(index) && index >= 0 && index < this.#length)) {
+      throw new RangeError(`Cannot read packet ${index} as the batch holds ${this.#length}`);
+    }
+    return index * DESCRIPTOR_BYTES;
+  }
+
+  #setEndpoint(at: number, { address, port }: Endpoint): void {
+    if (address.length === 4) {
+      this.#descriptors.set(MAPPED, at + ADDRESS);
+      this.#descriptors.set(address, at + ADDRESS + 12);
+    } else if (address.length === 16) {
+      this.#descriptors.set(address, at + ADDRESS);
+    } else {
+      throw new RangeError(`Cannot use the address as it must have 4 or 16 bytes: it has ${address.length}`);
+    }
+    this.#view.setUint16(at + PORT, port, LITTLE_ENDIAN);
+  }
+}
+
+const EMPTY = new Uint8Array(0);
+
+/** The library is built for the processor that it runs on, and takes numbers in that one's byte order. */
+const LITTLE_ENDIAN = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1;

@@ -1,0 +1,77 @@
+/**
+ * The kernel's TUN device as a native inner side.
+ *
+ * @module
+ */
+
+import type { Library } from "../native/library.ts";
+import { NativeTun } from "../native/tun.ts";
+import { guarded } from "./errors.ts";
+
+/** What a {@linkcode TunDevice} is made of. */
+export interface TunDeviceOptions {
+  /** The library; it must stay open as long as the device. */
+  readonly library: Library;
+  /** The interface's name, 1 to 15 bytes. @default "icx0" */
+  readonly name?: string | undefined;
+  /** The largest packet, in bytes. @default 1392 */
+  readonly mtuBytes?: number | undefined;
+  /** Addresses with prefix length, such as `10.9.0.1/24`. @default none */
+  readonly addresses?: readonly string[] | undefined;
+}
+
+/**
+ * A TUN device: up, with its addresses, and gone when it is closed or the process ends. It needs the right to administer
+ * the network (CAP_NET_ADMIN) and `/dev/net/tun`.
+ *
+ * A datapath that takes it over owns it from then on.
+ */
+export class TunDevice implements AsyncDisposable {
+  /** Tells it from other devices. */
+  readonly kind = "tun";
+  /** The interface's name. */
+  readonly name: string;
+  /** The interface's index. */
+  readonly index: number;
+  /** The largest packet, in bytes. */
+  readonly mtuBytes: number;
+  readonly #native: NativeTun;
+
+  private constructor(native: NativeTun) {
+    const { name, index, mtu } = native.info();
+    this.name = name;
+    this.index = index;
+    this.mtuBytes = mtu;
+    this.#native = native;
+  }
+
+  /**
+   * Makes the device.
+   *
+   * @param options What it is made of.
+   * @throws {DatapathError} When the name is taken, the right is missing, or an option is not acceptable; nothing is left
+   * behind then.
+   */
+  static open(options: TunDeviceOptions): TunDevice {
+    const { library, name = "icx0", mtuBytes = 1392, addresses = [] } = options;
+    return guarded(
+      `open the TUN device "${name}"`,
+      () => new TunDevice(NativeTun.open(library, { name, mtu: mtuBytes, addresses })),
+    );
+  }
+
+  /** The native device, for the pump that takes it over. */
+  get native(): NativeTun {
+    return this.#native;
+  }
+
+  /** Removes the device. May be called again; does nothing once a running datapath has taken it over. */
+  close(): Promise<void> {
+    this.#native.close();
+    return Promise.resolve();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}

@@ -1,0 +1,76 @@
+/**
+ * UDP sockets as a native outer side.
+ *
+ * @module
+ */
+
+import type { Library } from "../native/library.ts";
+import { NativeUdp } from "../native/udp.ts";
+import { guarded } from "./errors.ts";
+
+/** What a {@linkcode UdpUnderlay} is made of. */
+export interface UdpUnderlayOptions {
+  /** The library; it must stay open as long as the underlay. */
+  readonly library: Library;
+  /** The address to bind. @default all addresses of `family` */
+  readonly localAddress?: string | undefined;
+  /** The port to bind; 0 for any free one. @default 6081 */
+  readonly port?: number | undefined;
+  /** The IP versions. @default that of `localAddress`, or both */
+  readonly family?: "ipv4" | "ipv6" | "dual" | undefined;
+  /** Whether a datagram may leave from a port that follows its inner flow; the engine decides. @default false */
+  readonly sourcePortHashing?: boolean | undefined;
+}
+
+/**
+ * UDP sockets that serve any number of peers.
+ *
+ * A datapath that takes it over owns it from then on.
+ */
+export class UdpUnderlay implements AsyncDisposable {
+  /** Tells it from other underlays. */
+  readonly kind = "udp";
+  /** The bound address. */
+  readonly localAddress: string;
+  /** The bound port. */
+  readonly port: number;
+  readonly #native: NativeUdp;
+
+  private constructor(native: NativeUdp) {
+    const { localAddress, port } = native.info();
+    this.localAddress = localAddress;
+    this.port = port;
+    this.#native = native;
+  }
+
+  /**
+   * Binds the sockets.
+   *
+   * @param options What it is made of.
+   * @throws {DatapathError} When the address is not ours, the port is taken, or an option is not acceptable.
+   */
+  static open(options: UdpUnderlayOptions): UdpUnderlay {
+    const { library, localAddress, port = 6081, sourcePortHashing = false } = options;
+    const family = options.family ??
+      (localAddress === undefined ? "dual" : localAddress.includes(":") ? "ipv6" : "ipv4");
+    return guarded(
+      `bind UDP port ${port}`,
+      () => new UdpUnderlay(NativeUdp.open(library, { localAddress, port, family, sourcePortHashing })),
+    );
+  }
+
+  /** The native sockets, for the pump that takes them over. */
+  get native(): NativeUdp {
+    return this.#native;
+  }
+
+  /** Closes the sockets. May be called again; does nothing once a running datapath has taken them over. */
+  close(): Promise<void> {
+    this.#native.close();
+    return Promise.resolve();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}
