@@ -317,3 +317,193 @@ impl<A: Bits, V> PrefixMap<A, V> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn prefix(text: &str) -> IpPrefix {
+        text.parse().unwrap()
+    }
+
+    fn route(src: &str, dst: &str) -> AllowedRoute {
+        AllowedRoute { src: prefix(src), dst: prefix(dst) }
+    }
+
+    fn packet(src: &str, dst: &str) -> Inner {
+        Inner::from_addrs(src.parse().unwrap(), dst.parse().unwrap()).unwrap()
+    }
+
+    fn table(networks: &[(u32, &[AllowedRoute])]) -> Result<RouteTable<u32>, RouteError> {
+        RouteTable::build(networks.iter().map(|(vni, routes)| (Vni::new(*vni).unwrap(), *vni, *routes)))
+    }
+
+    #[test]
+    fn prefixes_parse_and_print() {
+        for text in ["0.0.0.0/0", "10.0.0.0/8", "10.1.2.3/32", "::/0", "fd00::/64", "::1/128", "::ffff:10.0.0.0/104"] {
+            assert_eq!(prefix(text).to_string(), text);
+        }
+        assert_eq!(prefix("10.1.2.3"), prefix("10.1.2.3/32"));
+        assert_eq!(prefix("fd00::1"), prefix("fd00::1/128"));
+        assert_eq!((prefix("0.0.0.0/0"), prefix("::/0")), (IpPrefix::ALL_V4, IpPrefix::ALL_V6));
+    }
+
+    #[test]
+    fn what_is_no_prefix_is_refused() {
+        for text in
+            ["", "/", "10.0.0.0/", "10.0.0.0/+8", "10.0.0.0/-8", "10.0.0.0/8/8", "ten/8", "10.0.0/8", "10.0.0.0/ 8"]
+        {
+            assert_eq!(text.parse::<IpPrefix>(), Err(PrefixError::Syntax(text.to_owned())));
+        }
+        assert_eq!("10.0.0.0/33".parse::<IpPrefix>(), Err(PrefixError::Length { given: 33, max: 32 }));
+        assert_eq!("fd00::/129".parse::<IpPrefix>(), Err(PrefixError::Length { given: 129, max: 128 }));
+        assert_eq!("fd00::/264".parse::<IpPrefix>(), Err(PrefixError::Length { given: 264, max: 128 }));
+        assert!("10.0.0.0/99999999999".parse::<IpPrefix>().is_err());
+    }
+
+    #[test]
+    fn host_bits_are_refused_with_the_corrected_prefix() {
+        let error = "10.1.2.3/8".parse::<IpPrefix>().unwrap_err();
+        assert_eq!(error.to_string(), "10.1.2.3/8 has host bits set: did you mean 10.0.0.0/8?");
+        let error = "fd00::1/64".parse::<IpPrefix>().unwrap_err();
+        assert_eq!(error.to_string(), "fd00::1/64 has host bits set: did you mean fd00::/64?");
+        assert!("0.0.0.1/0".parse::<IpPrefix>().is_err());
+    }
+
+    #[test]
+    fn shorter_destinations_are_tried_when_the_longest_has_no_entry_for_the_source() {
+        let table = table(&[
+            (1, &[route("10.1.0.0/16", "10.0.0.0/8")]),
+            (2, &[route("10.9.0.0/16", "10.2.0.0/16")]),
+            (3, &[route("10.9.1.0/24", "10.2.0.0/16")]),
+        ])
+        .unwrap();
+        assert_eq!(table.lookup(&packet("10.1.0.1", "10.2.0.1")), Some(&1));
+        assert_eq!(table.lookup(&packet("10.9.0.1", "10.2.0.1")), Some(&2));
+        assert_eq!(table.lookup(&packet("10.9.1.1", "10.2.0.1")), Some(&3));
+        assert_eq!(table.lookup(&packet("10.8.0.1", "10.2.0.1")), None);
+        assert_eq!(RouteTable::<u32>::empty().lookup(&packet("10.8.0.1", "10.2.0.1")), None);
+    }
+
+    #[test]
+    fn families_never_match_one_another() {
+        let mapped = packet("::ffff:10.0.0.1", "::ffff:10.0.0.2");
+        let v4 = table(&[(1, &[route("0.0.0.0/0", "0.0.0.0/0")])]).unwrap();
+        let v6 = table(&[(1, &[route("::/0", "::/0")])]).unwrap();
+        assert_eq!(v4.lookup(&mapped), None);
+        assert_eq!(v6.lookup(&mapped), Some(&1));
+        assert_eq!(v6.lookup(&packet("10.0.0.1", "10.0.0.2")), None);
+        let mixed = route("::/0", "10.0.0.0/8");
+        assert_eq!(table(&[(1, &[mixed])]).unwrap_err(), RouteError::MixedFamilies { route: mixed });
+        assert_eq!(PeerRoutes::build(&[mixed]).unwrap_err(), RouteError::MixedFamilies { route: mixed });
+    }
+
+    #[test]
+    fn a_pair_belongs_to_one_vni() {
+        let pair = route("10.1.0.0/16", "10.2.0.0/16");
+        let owner = Vni::new(1).unwrap();
+        assert_eq!(table(&[(1, &[pair]), (2, &[pair])]).unwrap_err(), RouteError::Taken { route: pair, owner });
+        assert!(table(&[(1, &[pair, pair])]).is_ok());
+        assert!(table(&[(1, &[pair]), (2, &[route("10.1.0.0/17", "10.2.0.0/16")])]).is_ok());
+        let error = RouteError::Taken { route: pair, owner };
+        assert_eq!(error.to_string(), "route 10.1.0.0/16=10.2.0.0/16 belongs to VNI 1 already");
+    }
+
+    #[test]
+    fn receiving_needs_source_and_destination_of_one_route() {
+        let routes = [route("10.1.0.0/16", "10.2.0.0/16"), route("10.3.0.0/16", "10.4.0.0/16")];
+        let routes = PeerRoutes::build(&routes).unwrap();
+        assert_eq!(routes.check(&packet("10.2.0.1", "10.1.0.1")), Ok(()));
+        assert_eq!(routes.check(&packet("10.4.0.1", "10.3.0.1")), Ok(()));
+        assert_eq!(routes.check(&packet("10.2.0.1", "10.3.0.1")), Err(RxDrop::InvalidDst));
+        assert_eq!(routes.check(&packet("10.1.0.1", "10.2.0.1")), Err(RxDrop::InvalidSrc));
+        assert_eq!(routes.check(&packet("fd00::1", "fd00::2")), Err(RxDrop::InvalidSrc));
+        assert_eq!(PeerRoutes::default().check(&packet("10.2.0.1", "10.1.0.1")), Err(RxDrop::InvalidSrc));
+    }
+
+    /// Prefixes of a few bits' variety, so that they nest and collide.
+    fn prefixes() -> impl Strategy<Value = IpPrefix> {
+        (any::<bool>(), 0u8..=4, 0u8..16, any::<bool>()).prop_map(|(v6, len, bits, long)| {
+            let top = bits & !(0xfu8 >> len);
+            let (addr, tail) = match v6 {
+                false => (IpAddr::from([top << 4 | if long { 5 } else { 0 }, 0, 0, 0]), 8),
+                true => {
+                    (IpAddr::from(u128::from(top << 4 | if long { 5 } else { 0 }).wrapping_shl(120).to_be_bytes()), 8)
+                }
+            };
+            IpPrefix::new(addr, if long { tail } else { len }).unwrap()
+        })
+    }
+
+    fn addresses() -> impl Strategy<Value = (IpAddr, IpAddr)> {
+        let low = prop_oneof![Just(0u8), Just(5), Just(9)];
+        (any::<bool>(), 0u8..16, 0u8..16, low.clone(), low).prop_map(|(v6, a, b, c, d)| {
+            let (a, b) = (a << 4 | c, b << 4 | d);
+            match v6 {
+                false => (IpAddr::from([a, 0, 0, 0]), IpAddr::from([b, 0, 0, 0])),
+                true => {
+                    let addr = |byte: u8| IpAddr::from((u128::from(byte) << 120).to_be_bytes());
+                    (addr(a), addr(b))
+                }
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn lookups_and_checks_agree_with_a_plain_search(
+            pairs in proptest::collection::vec((prefixes(), prefixes(), 1u32..5), 0..40),
+            probes in proptest::collection::vec(addresses(), 1..40),
+        ) {
+            let mut owners = BTreeMap::new();
+            for (src, dst, vni) in pairs {
+                if src.addr.is_ipv4() == dst.addr.is_ipv4() {
+                    owners.entry(AllowedRoute { src, dst }).or_insert(vni);
+                }
+            }
+            let of = |vni: u32| -> Vec<AllowedRoute> {
+                owners.iter().filter(|(_, owner)| **owner == vni).map(|(route, _)| *route).collect()
+            };
+            let networks: Vec<(u32, Vec<AllowedRoute>)> = (1..5).map(|vni| (vni, of(vni))).collect();
+            let views: Vec<(u32, &[AllowedRoute])> = networks.iter().map(|(vni, routes)| (*vni, &routes[..])).collect();
+            let table = table(&views).unwrap();
+            for (src, dst) in probes {
+                let packet = Inner::from_addrs(src, dst).unwrap();
+                let best = owners
+                    .iter()
+                    .filter(|(route, _)| route.dst.contains(dst) && route.src.contains(src))
+                    .max_by_key(|(route, _)| (route.dst.len, route.src.len));
+                prop_assert_eq!(table.lookup(&packet), best.map(|(_, vni)| vni));
+                for (vni, routes) in &networks {
+                    let expected = if routes.iter().any(|r| r.dst.contains(src) && r.src.contains(dst)) {
+                        Ok(())
+                    } else if routes.iter().any(|r| r.dst.contains(src)) {
+                        Err(RxDrop::InvalidDst)
+                    } else {
+                        Err(RxDrop::InvalidSrc)
+                    };
+                    prop_assert_eq!(PeerRoutes::build(routes).unwrap().check(&packet), expected, "VNI {}", vni);
+                }
+            }
+        }
+
+        #[test]
+        fn prefixes_print_as_they_parse(addr: [u8; 16], len in 0u8..=128, v4: bool) {
+            let addr = if v4 { IpAddr::from([addr[0], addr[1], addr[2], addr[3]]) } else { IpAddr::from(addr) };
+            let len = len.min(max_len(addr));
+            let prefix = match IpPrefix::new(addr, len) {
+                Ok(prefix) => prefix,
+                Err(PrefixError::HostBits { corrected, .. }) => corrected,
+                Err(other) => panic!("{other}"),
+            };
+            prop_assert!(prefix.contains(addr));
+            prop_assert_eq!(prefix.to_string().parse::<IpPrefix>(), Ok(prefix));
+        }
+
+        #[test]
+        fn arbitrary_text_does_not_panic(text in "[0-9a-f.:/+]{0,24}") {
+            let _ = text.parse::<IpPrefix>();
+        }
+    }
+}

@@ -208,6 +208,8 @@ pub enum EmitError {
     Version(u8),
     #[error("an option value has up to 31 words of 4 bytes, got {0} bytes")]
     OptionValue(usize),
+    #[error("all options together have up to 63 words of 4 bytes, got {0} bytes")]
+    OptionsLength(usize),
 }
 
 impl<'a> Header<'a> {
@@ -252,13 +254,15 @@ impl<'a> Header<'a> {
             }
             needed += OPTION_HEADER_LEN + option.value.len();
         }
+        let options_len = needed - BASE_LEN;
+        // Two options of 31 words and their headers are one word more than the 6 bits of the length field hold.
+        if options_len > usize::from(OPTIONS_LEN_MASK) * 4 {
+            return Err(EmitError::OptionsLength(options_len));
+        }
         let given = out.len();
         let out = out.get_mut(..needed).ok_or(EmitError::BufferTooSmall { needed, given })?;
-        // Two options of 31 words are 64 words, one more than the 6 bits of the length field hold.
-        let words = u8::try_from((needed - BASE_LEN) / 4).ok().filter(|words| *words <= OPTIONS_LEN_MASK);
-        let words = words.ok_or(EmitError::OptionValue(needed - BASE_LEN))?;
-        out[field::VERSION_AND_OPTIONS_LEN] = self.version << VERSION_SHIFT | words;
-        out[field::FLAGS] = u8::from(self.oam) * FLAG_OAM | u8::from(self.critical) * FLAG_CRITICAL;
+        out[field::VERSION_AND_OPTIONS_LEN] = self.version << VERSION_SHIFT | (options_len / 4) as u8;
+        out[field::FLAGS] = (u8::from(self.oam) * FLAG_OAM) | (u8::from(self.critical) * FLAG_CRITICAL);
         out[field::PROTOCOL].copy_from_slice(&self.protocol.to_be_bytes());
         out[field::VNI_AND_RESERVED].copy_from_slice(&(self.vni.get() << 8).to_be_bytes());
         let mut at = BASE_LEN;
@@ -287,4 +291,195 @@ fn parse_option(rest: &[u8]) -> Result<(GeneveOption<'_>, &[u8]), GeneveError> {
         return Err(GeneveError::UnknownCritical);
     }
     Ok((GeneveOption { class, kind, value }, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STANDARD: TunnelHeader = TunnelHeader {
+        protocol: 0x86dd,
+        vni: match Vni::new(0xabcdef) {
+            Ok(vni) => vni,
+            Err(_) => panic!(),
+        },
+        spi: 0x4000_0001,
+        counter: 7,
+    };
+
+    fn standard() -> [u8; HEADER_LEN] {
+        let mut header = [0xee; HEADER_LEN];
+        emit(&STANDARD, &mut header);
+        header
+    }
+
+    /// A base header with the options, 4 bytes of payload behind it.
+    fn with_options(options: &[u8]) -> Vec<u8> {
+        let mut datagram = vec![(options.len() / 4) as u8, 0x40, 0x08, 0, 0, 0, 1, 0];
+        datagram.extend_from_slice(options);
+        datagram.extend_from_slice(&[0xaa; 4]);
+        datagram
+    }
+
+    #[test]
+    fn the_tunnel_header_is_laid_out_as_the_protocol_says() {
+        assert_eq!(hex::encode(standard()), "064086ddabcdef00ff00810140000001ff008203400000010000000000000007");
+    }
+
+    #[test]
+    fn flags_and_reserved_bits_are_ignored() {
+        let mut header = standard();
+        let expected = parse(&header).unwrap();
+        header[1] = 0xff;
+        header[7] = 0xff;
+        assert_eq!(parse(&header), Ok(expected));
+        header[11] |= 0xe0;
+        header[19] |= 0xe0;
+        assert_eq!(parse(&header), Ok(expected));
+    }
+
+    #[test]
+    fn options_may_come_in_either_order() {
+        let mut options = [0u8; 24];
+        options[..16].copy_from_slice(&standard()[16..]);
+        options[16..].copy_from_slice(&standard()[8..16]);
+        let parsed = parse(&with_options(&options)).unwrap();
+        assert_eq!((parsed.key_epoch, parsed.payload_offset), (STANDARD.spi, HEADER_LEN));
+        assert_eq!(parsed.nonce.unwrap()[..], standard()[20..]);
+    }
+
+    #[test]
+    fn a_missing_or_empty_key_epoch_is_zero_and_of_a_longer_one_the_first_word_counts() {
+        let epoch = |options: &[u8]| parse(&with_options(options)).unwrap().key_epoch;
+        assert_eq!(epoch(&[]), 0);
+        assert_eq!(epoch(&[0xff, 0, 0x81, 0]), 0);
+        assert_eq!(epoch(&[0xff, 0, 0x81, 2, 0, 0, 0, 9, 0, 0, 0, 8]), 9);
+    }
+
+    #[test]
+    fn a_tx_counter_has_three_words_or_there_is_no_nonce() {
+        for words in [0u8, 1, 2, 4, 31] {
+            let mut options = vec![0xff, 0, 0x82, words];
+            options.resize(4 + usize::from(words) * 4, 5);
+            assert_eq!(parse(&with_options(&options)).unwrap().nonce, None, "{words} words");
+        }
+        let mut options = vec![0xff, 0, 0x82, 3];
+        options.resize(16, 5);
+        assert_eq!(parse(&with_options(&options)).unwrap().nonce, Some([5; 12]));
+    }
+
+    #[test]
+    fn unknown_options_are_skipped_unless_critical_and_never_more_than_two() {
+        let unknown = [0x01, 0x02, 0x7f, 0];
+        assert_eq!(parse(&with_options(&unknown)).unwrap().payload_offset, 12);
+        assert_eq!(parse(&with_options(&[unknown, unknown].concat())).unwrap().payload_offset, 16);
+        assert_eq!(parse(&with_options(&[unknown; 3].concat())), Err(GeneveError::TooManyOptions));
+        let three = [&standard()[8..], &unknown].concat();
+        assert_eq!(parse(&with_options(&three)), Err(GeneveError::TooManyOptions));
+        for (class, kind) in [(0x01, 0x81), (0xff, 0x83), (0xfe, 0x82)] {
+            assert_eq!(parse(&with_options(&[class, 0, kind, 0])), Err(GeneveError::UnknownCritical));
+        }
+    }
+
+    #[test]
+    fn options_end_where_the_header_says() {
+        // One word of options, which promises three more.
+        assert_eq!(parse(&with_options(&[0xff, 0, 0x82, 3])), Err(GeneveError::OptionOverrun));
+        let mut header = standard();
+        header[0] = 0x05;
+        assert_eq!(parse(&header), Err(GeneveError::OptionOverrun));
+        header[0] = 0x07;
+        assert_eq!(parse(&header), Err(GeneveError::HeaderOverrun));
+        assert_eq!(parse(&[&header[..], &[0; 4]].concat()), Err(GeneveError::TooManyOptions));
+    }
+
+    #[test]
+    fn other_versions_are_refused() {
+        for version in 1..4 {
+            let mut header = standard();
+            header[0] |= version << 6;
+            assert_eq!(parse(&header), Err(GeneveError::Version(version)));
+        }
+    }
+
+    #[test]
+    fn a_header_that_cannot_be_expressed_is_not_written() {
+        let long = [0; MAX_OPTION_VALUE];
+        let option = |value| GeneveOption { class: 1, kind: 1, value };
+        let header = |options: &[GeneveOption<'static>]| Header {
+            version: 0,
+            oam: false,
+            critical: false,
+            protocol: 0,
+            vni: STANDARD.vni,
+            options: Options::from_slice(options).unwrap(),
+        };
+        let mut out = [0xee; 300];
+        let long: &'static [u8] = Box::leak(Box::new(long));
+        assert_eq!(header(&[option(long)]).emit(&mut out), Ok(8 + 4 + 124));
+        out.fill(0xee);
+        // 64 words of options, and the field counts to 63.
+        assert_eq!(header(&[option(long), option(long)]).emit(&mut out), Err(EmitError::OptionsLength(256)));
+        assert_eq!(header(&[option(&[0; 3])]).emit(&mut out), Err(EmitError::OptionValue(3)));
+        assert_eq!(header(&[option(&[0; 128])]).emit(&mut out), Err(EmitError::OptionValue(128)));
+        assert_eq!(header(&[]).emit(&mut out[..7]), Err(EmitError::BufferTooSmall { needed: 8, given: 7 }));
+        assert_eq!(out, [0xee; 300]);
+        let four = GeneveOption { class: 0, kind: 0, value: &[] };
+        assert_eq!(Options::from_slice(&[four; 3]), None);
+    }
+
+    fn words(max: usize) -> impl Strategy<Value = Vec<u8>> {
+        (0..=max).prop_flat_map(|words| proptest::collection::vec(any::<u8>(), words * 4))
+    }
+
+    proptest! {
+        #[test]
+        fn the_tunnel_header_parses_back(protocol: u16, vni in 0..=Vni::MAX, spi: u32, counter: u64, tail: Vec<u8>) {
+            let vni = Vni::new(vni).unwrap();
+            let mut header = [0xee; HEADER_LEN];
+            emit(&TunnelHeader { protocol, vni, spi, counter }, &mut header);
+            let mut nonce = [0; NONCE_LEN];
+            nonce[..4].copy_from_slice(&spi.to_be_bytes());
+            nonce[4..].copy_from_slice(&counter.to_be_bytes());
+            let expected = Parsed { protocol, vni, key_epoch: spi, nonce: Some(nonce), payload_offset: HEADER_LEN };
+            prop_assert_eq!(parse(&header), Ok(expected));
+            prop_assert_eq!(parse_any(&header), Ok(expected));
+            prop_assert_eq!(parse(&[&header[..], &tail].concat()), Ok(expected));
+        }
+
+        #[test]
+        fn general_headers_parse_back(
+            oam: bool,
+            critical: bool,
+            protocol: u16,
+            vni in 0..=Vni::MAX,
+            options in proptest::collection::vec((any::<u16>(), 0u8..0x80, words(31)), 0..=2),
+        ) {
+            prop_assume!(options.iter().map(|(_, _, value)| 1 + value.len() / 4).sum::<usize>() <= 63);
+            let options: Vec<_> =
+                options.iter().map(|(class, kind, value)| GeneveOption { class: *class, kind: *kind, value }).collect();
+            let options = Options::from_slice(&options).unwrap();
+            let header = Header { version: 0, oam, critical, protocol, vni: Vni::new(vni).unwrap(), options };
+            let mut out = [0xee; 300];
+            let len = header.emit(&mut out).unwrap();
+            prop_assert_eq!(Header::parse(&out), Ok((header, len)));
+        }
+
+        /// The quick form for the standard shape hides nothing from the general one.
+        #[test]
+        fn both_forms_agree_after_any_change(at in 0..HEADER_LEN, bits: u8, cut in 0..=HEADER_LEN) {
+            let mut header = standard();
+            header[at] ^= bits;
+            prop_assert_eq!(parse(&header), parse_any(&header));
+            prop_assert_eq!(parse(&header[..cut]), parse_any(&header[..cut]));
+        }
+
+        #[test]
+        fn arbitrary_bytes_do_not_panic(datagram in proptest::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(parsed) = parse(&datagram) {
+                prop_assert!(parsed.payload_offset <= datagram.len());
+            }
+        }
+    }
 }

@@ -53,3 +53,63 @@ pub fn walk(protocol: u8, payload: &[u8]) -> Upper<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const UDP_START: [u8; 4] = [1, 2, 3, 4];
+
+    fn chain(headers: &[&[u8]]) -> Vec<u8> {
+        [&headers.concat(), &UDP_START[..]].concat()
+    }
+
+    #[test]
+    fn headers_of_every_kind_are_walked() {
+        let hop_by_hop = [ROUTING, 0, 0, 0, 0, 0, 0, 0];
+        let mut routing = [0; 16];
+        routing[..2].copy_from_slice(&[DESTINATION_OPTIONS, 1]);
+        let options = [AUTHENTICATION, 0, 0, 0, 0, 0, 0, 0];
+        let mut authentication = [0; 12];
+        authentication[..2].copy_from_slice(&[UDP, 1]);
+        let payload = chain(&[&hop_by_hop, &routing, &options, &authentication]);
+        let upper = walk(HOP_BY_HOP, &payload);
+        assert_eq!((upper.protocol, upper.payload), (UDP, &UDP_START[..]));
+        assert_eq!((upper.fragment_of, upper.later_fragment), (None, false));
+    }
+
+    #[test]
+    fn a_first_fragment_shows_its_upper_header_and_a_later_one_does_not() {
+        let first = chain(&[&[UDP, 0, 0, 1, 0, 0, 0, 9]]);
+        let upper = walk(FRAGMENT, &first);
+        assert_eq!((upper.protocol, upper.fragment_of, upper.later_fragment), (UDP, Some(UDP), false));
+        // What follows a later fragment header is data, though it be called an extension header.
+        let later = chain(&[&[DESTINATION_OPTIONS, 0, 0, 8, 0, 0, 0, 9]]);
+        let upper = walk(FRAGMENT, &later);
+        assert_eq!(upper.fragment_of, Some(DESTINATION_OPTIONS));
+        assert_eq!((upper.payload, upper.later_fragment), (&UDP_START[..], true));
+    }
+
+    #[test]
+    fn a_fragment_header_on_a_whole_packet_means_nothing() {
+        let atomic = chain(&[&[UDP, 0, 0, 0, 0, 0, 0, 9]]);
+        assert_eq!(walk(FRAGMENT, &atomic).fragment_of, None);
+    }
+
+    #[test]
+    fn a_cut_header_ends_the_walk() {
+        let cut = [UDP, 1, 0, 0, 0, 0, 0, 0];
+        assert_eq!(walk(HOP_BY_HOP, &cut).protocol, HOP_BY_HOP);
+        assert_eq!(walk(FRAGMENT, &cut[..7]).protocol, FRAGMENT);
+        assert_eq!(walk(DESTINATION_OPTIONS, &[]).protocol, DESTINATION_OPTIONS);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_do_not_panic(protocol: u8, payload in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let upper = walk(protocol, &payload);
+            prop_assert!(payload.ends_with(upper.payload));
+        }
+    }
+}

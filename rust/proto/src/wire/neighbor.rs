@@ -123,9 +123,8 @@ fn find_solicitation(packet: &[u8]) -> Option<Solicitation<'_>> {
         return None;
     }
     let upper = ipv6::walk(first, payload);
-    let is_solicitation = upper.protocol == ICMPV6
-        && !upper.later_fragment
-        && upper.payload.first() == Some(&NEIGHBOR_SOLICITATION);
+    let is_solicitation =
+        upper.protocol == ICMPV6 && !upper.later_fragment && upper.payload.first() == Some(&NEIGHBOR_SOLICITATION);
     is_solicitation.then_some(Solicitation { message: upper.payload, direct: first == ICMPV6 })
 }
 
@@ -203,4 +202,169 @@ fn options_are_whole(mut options: &[u8]) -> bool {
         }
     }
     options.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const GATEWAY: MacAddr = MacAddr([2, 0, 0, 0, 0xaa, 2]);
+    const HOST: MacAddr = MacAddr([2, 0, 0, 0, 0xaa, 1]);
+    const HOST_IP: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 0x10);
+    const TARGET: Ipv6Addr = Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 0x20);
+
+    fn ethernet(ethertype: u16, payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0xff; 6];
+        frame.extend_from_slice(&HOST.0);
+        frame.extend_from_slice(&ethertype.to_be_bytes());
+        frame.extend_from_slice(payload);
+        frame
+    }
+
+    fn arp(operation: u16, sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
+        let packet: [&[u8]; 6] = [&ARP_ETHERNET_IPV4, &operation.to_be_bytes(), &HOST.0, &sender, &[0; 6], &target];
+        ethernet(ETHERTYPE_ARP, &packet.concat())
+    }
+
+    /// A solicitation for `target` from `source` with a right checksum, and `options`.
+    fn solicitation(source: Ipv6Addr, target: Ipv6Addr, code: u8, options: &[u8]) -> Vec<u8> {
+        let mut message = vec![NEIGHBOR_SOLICITATION, code, 0, 0, 0, 0, 0, 0];
+        message.extend_from_slice(&target.octets());
+        message.extend_from_slice(options);
+        icmpv6(source, &message)
+    }
+
+    /// An ICMPv6 message to the target with hop limit 255 and a right checksum.
+    fn icmpv6(source: Ipv6Addr, message: &[u8]) -> Vec<u8> {
+        let mut message = message.to_vec();
+        let sum = Sum::new()
+            .add_pseudo_header(IpAddr::V6(source), IpAddr::V6(TARGET), ICMPV6, message.len() as u32)
+            .add_bytes(&message)
+            .finish();
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        let mut packet = vec![0x60, 0, 0, 0, 0, message.len() as u8, ICMPV6, 255];
+        packet.extend_from_slice(&source.octets());
+        packet.extend_from_slice(&TARGET.octets());
+        packet.extend_from_slice(&message);
+        ethernet(ETHERTYPE_IPV6, &packet)
+    }
+
+    fn verdict(frame: &[u8]) -> Neighbor {
+        handle(frame, GATEWAY, &mut [0; MAX_REPLY_LEN])
+    }
+
+    const MALFORMED: Neighbor = Neighbor::Drop(TxDrop::Malformed);
+    const NOT_IP: Neighbor = Neighbor::Drop(TxDrop::NotIp);
+
+    #[test]
+    fn requests_are_answered_and_nothing_else_of_arp() {
+        assert_eq!(verdict(&arp(ARP_REQUEST, [10, 0, 0, 1], [10, 0, 0, 2])), Neighbor::Reply(ARP_REPLY_LEN));
+        assert_eq!(verdict(&arp(ARP_REPLY, [10, 0, 0, 1], [10, 0, 0, 2])), NOT_IP);
+        assert_eq!(verdict(&arp(ARP_REQUEST, [0; 4], [10, 0, 0, 1])), NOT_IP, "probe");
+        assert_eq!(verdict(&arp(ARP_REQUEST, [10, 0, 0, 1], [10, 0, 0, 1])), NOT_IP, "announcement");
+        let request = arp(ARP_REQUEST, [10, 0, 0, 1], [10, 0, 0, 2]);
+        assert_eq!(verdict(&request[..41]), MALFORMED);
+    }
+
+    #[test]
+    fn an_advertisement_has_a_right_checksum() {
+        let mut out = [0xee; MAX_REPLY_LEN];
+        let request = solicitation(HOST_IP, TARGET, 0, &[]);
+        assert_eq!(handle(&request, GATEWAY, &mut out), Neighbor::Reply(ADVERTISEMENT_LEN));
+        let sum = Sum::new()
+            .add_pseudo_header(IpAddr::V6(TARGET), IpAddr::V6(HOST_IP), ICMPV6, 32)
+            .add_bytes(&out[54..])
+            .finish();
+        assert_eq!(sum, 0);
+        assert_eq!(out[21], 255);
+        assert_eq!(out[58..62], [0x60, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_solicitation_that_is_not_answered_is_not_tunnelled_either() {
+        assert_eq!(verdict(&solicitation(HOST_IP, TARGET, 0, &[1, 1, 0, 0, 0, 0, 0, 0])), Neighbor::Reply(86));
+        for (what, frame) in [
+            ("code", solicitation(HOST_IP, TARGET, 1, &[])),
+            ("duplicate address detection", solicitation(Ipv6Addr::UNSPECIFIED, TARGET, 0, &[])),
+            ("multicast source", solicitation("ff02::1".parse().unwrap(), TARGET, 0, &[])),
+            ("multicast target", solicitation(HOST_IP, "ff02::1".parse().unwrap(), 0, &[])),
+            ("empty option", solicitation(HOST_IP, TARGET, 0, &[1, 0, 0, 0, 0, 0, 0, 0])),
+            ("option past the end", solicitation(HOST_IP, TARGET, 0, &[1, 2, 0, 0, 0, 0, 0, 0])),
+            ("half an option", solicitation(HOST_IP, TARGET, 0, &[1])),
+            ("no target", icmpv6(HOST_IP, &[NEIGHBOR_SOLICITATION, 0, 0, 0, 0, 0, 0, 0])),
+        ] {
+            assert_eq!(verdict(&frame), MALFORMED, "{what}");
+        }
+        let good = solicitation(HOST_IP, TARGET, 0, &[]);
+        for (what, at) in [("hop limit", 21), ("checksum", 57), ("source", 37)] {
+            let mut frame = good.clone();
+            frame[at] ^= 1;
+            assert_eq!(verdict(&frame), MALFORMED, "{what}");
+        }
+        assert!((55..good.len()).all(|len| verdict(&good[..len]) == MALFORMED));
+    }
+
+    #[test]
+    fn headers_in_front_do_not_smuggle_a_solicitation_out() {
+        let message = solicitation(HOST_IP, TARGET, 0, &[]).split_off(54);
+        for (kind, header) in [
+            (ipv6::HOP_BY_HOP, [ICMPV6, 0, 1, 4, 0, 0, 0, 0]),
+            (ipv6::DESTINATION_OPTIONS, [ICMPV6, 0, 1, 4, 0, 0, 0, 0]),
+            (ipv6::FRAGMENT, [ICMPV6, 0, 0, 0, 0, 0, 0, 9]),
+            (ipv6::FRAGMENT, [ICMPV6, 0, 0, 1, 0, 0, 0, 9]),
+        ] {
+            let mut frame = solicitation(HOST_IP, TARGET, 0, &[]);
+            frame.truncate(54);
+            frame[20] = kind;
+            frame[19] += 8;
+            frame.extend_from_slice(&header);
+            frame.extend_from_slice(&message);
+            assert_eq!(verdict(&frame), MALFORMED, "behind header {kind}");
+        }
+        // A payload length that says "nothing here" hides nothing.
+        let mut frame = solicitation(HOST_IP, TARGET, 0, &[]);
+        frame[18..20].fill(0);
+        assert_eq!(verdict(&frame), MALFORMED);
+    }
+
+    #[test]
+    fn ip_packets_go_through_and_other_frames_do_not() {
+        assert_eq!(verdict(&ethernet(ETHERTYPE_IPV4, &[0x45; 20])), Neighbor::NotForUs);
+        assert_eq!(verdict(&icmpv6(HOST_IP, &[128, 0, 0, 0])), Neighbor::NotForUs);
+        assert_eq!(verdict(&ethernet(ETHERTYPE_IPV4, &[0x60; 40])), MALFORMED);
+        assert_eq!(verdict(&ethernet(ETHERTYPE_IPV6, &[0x45; 40])), MALFORMED);
+        assert_eq!(verdict(&ethernet(ETHERTYPE_IPV4, &[])), MALFORMED);
+        assert_eq!(verdict(&ethernet(0x8100, &[0x45; 40])), NOT_IP);
+        assert!((0..14).all(|len| verdict(&[0x45; 14][..len]) == MALFORMED));
+    }
+
+    #[test]
+    fn without_room_nothing_is_written() {
+        for request in [arp(ARP_REQUEST, [10, 0, 0, 1], [10, 0, 0, 2]), solicitation(HOST_IP, TARGET, 0, &[])] {
+            let mut out = [0xee; ARP_REPLY_LEN - 1];
+            assert_eq!(handle(&request, GATEWAY, &mut out), Neighbor::Drop(TxDrop::TooBig));
+            assert_eq!(out, [0xee; ARP_REPLY_LEN - 1]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_flipped_bit_never_gets_a_solicitation_tunnelled(bit in 22 * 8..78 * 8usize) {
+            let mut frame = solicitation(HOST_IP, TARGET, 0, &[]);
+            frame[bit / 8] ^= 1 << (bit % 8);
+            // All that the checksum covers; with another type it is another message.
+            let expected = if bit / 8 == 54 { Neighbor::NotForUs } else { MALFORMED };
+            prop_assert_eq!(verdict(&frame), expected);
+        }
+
+        #[test]
+        fn arbitrary_bytes_do_not_panic(
+            kind in prop_oneof![Just(ETHERTYPE_ARP), Just(ETHERTYPE_IPV4), Just(ETHERTYPE_IPV6)],
+            payload in proptest::collection::vec(any::<u8>(), 0..120),
+        ) {
+            let _ = verdict(&ethernet(kind, &payload));
+            let _ = verdict(&payload);
+        }
+    }
 }

@@ -233,3 +233,186 @@ fn parse_ipv6(packet: &[u8]) -> Result<IpParts<'_>, OuterError> {
     dst.copy_from_slice(&header[24..40]);
     Ok((IpAddr::from(src), IpAddr::from(dst), IPV6_HEADER_LEN, payload))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn endpoint(addr: &str) -> Endpoint {
+        Endpoint { addr: addr.parse().unwrap(), mac: MacAddr([2, 0, 0, 0, 0, 1]) }
+    }
+
+    fn frame(ipv6: bool, payload: &[u8]) -> Vec<u8> {
+        let mut frame = [&vec![0xee; header_len(ipv6)], payload].concat();
+        let (src, dst) = match ipv6 {
+            false => (endpoint("192.0.2.1:6081"), endpoint("198.51.100.7:6082")),
+            true => (endpoint("[2001:db8::1]:6081"), endpoint("[2001:db8::7]:6082")),
+        };
+        emit(&mut frame, &src, &dst, true, true).unwrap();
+        frame
+    }
+
+    /// Sets the IPv4 header checksum right.
+    fn mend(frame: &mut [u8]) {
+        let len = usize::from(frame[14] & 0x0f) * 4;
+        frame[24..26].fill(0);
+        let sum = checksum(&frame[14..14 + len]);
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    }
+
+    #[test]
+    fn dont_fragment_is_set_as_asked() {
+        let mut frame = frame(false, &[1, 2, 3]);
+        assert_eq!(frame[20..22], [0x40, 0]);
+        emit(&mut frame, &endpoint("192.0.2.1:1"), &endpoint("192.0.2.2:2"), false, false).unwrap();
+        assert_eq!(frame[20..22], [0, 0]);
+        assert_eq!(frame[40..42], [0, 0], "no checksum over IPv4 unless asked for");
+        assert!(parse(&frame).is_ok());
+    }
+
+    #[test]
+    fn ipv6_always_has_a_checksum() {
+        let mut frame = frame(true, &[1, 2, 3]);
+        let with = frame.clone();
+        emit(&mut frame, &endpoint("[2001:db8::1]:6081"), &endpoint("[2001:db8::7]:6082"), false, false).unwrap();
+        assert_eq!(frame, with);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_untouched() {
+        let (v4, v6) = (endpoint("192.0.2.1:1"), endpoint("[2001:db8::1]:1"));
+        for (end, ipv6) in [(v4, false), (v6, true)] {
+            let needed = header_len(ipv6);
+            let mut short = vec![0xee; needed - 1];
+            let error = EmitError::BufferTooSmall { needed, given: needed - 1 };
+            assert_eq!(emit(&mut short, &end, &end, true, true), Err(error));
+            assert!(short.iter().all(|byte| *byte == 0xee));
+            let mut most = vec![0xee; needed + max_udp_payload(ipv6)];
+            assert_eq!(emit(&mut most, &end, &end, true, true), Ok(()));
+            assert_eq!(parse(&most).unwrap().payload.len(), max_udp_payload(ipv6));
+            let mut long = vec![0xee; needed + max_udp_payload(ipv6) + 1];
+            let error = EmitError::PayloadTooLong(max_udp_payload(ipv6) + 1);
+            assert_eq!(emit(&mut long, &end, &end, true, true), Err(error));
+            assert!(long.iter().all(|byte| *byte == 0xee));
+        }
+        assert_eq!(emit(&mut [0; 100], &v4, &v6, true, true), Err(EmitError::FamilyMismatch));
+        assert_eq!(emit(&mut [0; 100], &v6, &v4, true, true), Err(EmitError::FamilyMismatch));
+    }
+
+    #[test]
+    fn options_are_accepted_and_impossible_header_lengths_are_not() {
+        let plain = frame(false, &[1, 2, 3]);
+        let mut optioned = [&plain[..34], &[1, 1, 1, 0], &plain[34..]].concat();
+        optioned[14] = 0x46;
+        optioned[17] += 4;
+        mend(&mut optioned);
+        let parsed = parse(&optioned).unwrap();
+        assert_eq!(optioned[parsed.payload], [1, 2, 3]);
+        for ihl in 0..5 {
+            optioned[14] = 0x40 | ihl;
+            assert_eq!(parse(&optioned), Err(OuterError::HeaderLength));
+        }
+        optioned[14] = 0x4f;
+        assert_eq!(parse(&optioned), Err(OuterError::HeaderLength));
+    }
+
+    #[test]
+    fn the_header_checksum_decides_and_zero_is_a_checksum_like_any_other() {
+        let mut frame = frame(false, &[1, 2, 3]);
+        frame[24] ^= 1;
+        assert_eq!(parse(&frame), Err(OuterError::HeaderChecksum));
+        // Another identification makes the right checksum zero.
+        frame[24..26].fill(0);
+        let id = checksum(&frame[14..34]);
+        frame[18..20].copy_from_slice(&id.to_be_bytes());
+        assert!(parse(&frame).is_ok());
+    }
+
+    #[test]
+    fn fragments_are_refused() {
+        for bits in [0x2000u16, 0x0001, 0x1fff] {
+            let mut frame = frame(false, &[1, 2, 3]);
+            frame[20..22].copy_from_slice(&bits.to_be_bytes());
+            mend(&mut frame);
+            assert_eq!(parse(&frame), Err(OuterError::Fragment));
+        }
+        let mut frame = frame(true, &[1, 2, 3]);
+        frame[20] = 44;
+        assert_eq!(parse(&frame), Err(OuterError::Protocol(44)));
+    }
+
+    #[test]
+    fn lengths_are_checked_and_padding_is_ignored() {
+        for ipv6 in [false, true] {
+            let frame = frame(ipv6, &[1, 2, 3]);
+            let parsed = parse(&frame).unwrap();
+            let padded = [&frame[..], &[0; 20]].concat();
+            assert_eq!(parse(&padded), Ok(parsed));
+            assert_eq!(parse(&frame[..frame.len() - 1]), Err(OuterError::IpLength));
+            for length in [0u16, 7, 8, 10, 12, 65535] {
+                let mut frame = frame.clone();
+                let at = header_len(ipv6) - 4;
+                frame[at..at + 2].copy_from_slice(&length.to_be_bytes());
+                assert_eq!(parse(&frame), Err(OuterError::UdpLength), "{length}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_cut_frame_is_refused() {
+        for ipv6 in [false, true] {
+            let frame = frame(ipv6, &[1, 2, 3]);
+            assert!((0..frame.len()).all(|len| parse(&frame[..len]).is_err()));
+        }
+    }
+
+    fn addr() -> impl Strategy<Value = (IpAddr, IpAddr)> {
+        prop_oneof![
+            any::<([u8; 4], [u8; 4])>().prop_map(|(a, b)| (IpAddr::from(a), IpAddr::from(b))),
+            any::<([u8; 16], [u8; 16])>().prop_map(|(a, b)| (IpAddr::from(a), IpAddr::from(b))),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_emitted_parses_back(
+            (src, dst) in addr(),
+            ports: (u16, u16),
+            macs: ([u8; 6], [u8; 6]),
+            payload in proptest::collection::vec(any::<u8>(), 0..200),
+            udp_checksum: bool,
+            dont_fragment: bool,
+        ) {
+            let src = Endpoint { addr: SocketAddr::new(src, ports.0), mac: MacAddr(macs.0) };
+            let dst = Endpoint { addr: SocketAddr::new(dst, ports.1), mac: MacAddr(macs.1) };
+            let mut frame = [&vec![0xee; header_len(dst.addr.is_ipv6())], &payload[..]].concat();
+            emit(&mut frame, &src, &dst, udp_checksum, dont_fragment).unwrap();
+            let parsed = parse(&frame).unwrap();
+            prop_assert_eq!((parsed.src, parsed.src_mac, parsed.dst), (src.addr, src.mac, dst.addr));
+            prop_assert_eq!(&frame[parsed.payload], &payload[..]);
+            prop_assert_eq!(&frame[..6], &dst.mac.0);
+        }
+
+        #[test]
+        fn a_flipped_bit_does_not_panic_and_never_moves_an_ipv4_header(bit in 0..(42 + 16) * 8usize) {
+            let good = frame(false, &[9; 16]);
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let parsed = parse(&bad);
+            if (14 * 8..34 * 8).contains(&bit) {
+                prop_assert!(parsed.is_err());
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_do_not_panic(mut frame in proptest::collection::vec(any::<u8>(), 0..120), ipv6: bool) {
+            if let Some(ethertype) = frame.get_mut(12..14) {
+                ethertype.copy_from_slice(&(if ipv6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 }).to_be_bytes());
+            }
+            if let Ok(parsed) = parse(&frame) {
+                prop_assert!(parsed.payload.end <= frame.len());
+            }
+        }
+    }
+}

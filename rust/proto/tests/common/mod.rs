@@ -9,7 +9,7 @@ use serde_json::Value;
 
 /// The cases of one vector file. `None`, with a printed note, when `ICX_VECTORS_DIR` lacks the file; without that
 /// variable a missing file is a failure, and so is one that cannot be read or has no cases.
-pub fn load(file: &str) -> Option<Vec<Value>> {
+pub(crate) fn load(file: &str) -> Option<Vec<Value>> {
     let chosen = std::env::var_os("ICX_VECTORS_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let elsewhere = chosen.is_some();
     let folder = chosen.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/vectors"));
@@ -29,28 +29,28 @@ pub fn load(file: &str) -> Option<Vec<Value>> {
     }
 }
 
-pub fn name(case: &Value) -> &str {
+pub(crate) fn name(case: &Value) -> &str {
     case["name"].as_str().unwrap_or("(unnamed)")
 }
 
-pub fn is_quirk(case: &Value) -> bool {
+pub(crate) fn is_quirk(case: &Value) -> bool {
     case["quirk"] == true
 }
 
-pub fn is_crash(case: &Value) -> bool {
+pub(crate) fn is_crash(case: &Value) -> bool {
     case["crash"] == true
 }
 
-pub fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+pub(crate) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_else(|| panic!("'{key}' is not a string in {value}"))
 }
 
-pub fn bytes(value: &Value, key: &str) -> Vec<u8> {
+pub(crate) fn bytes(value: &Value, key: &str) -> Vec<u8> {
     hex::decode(text(value, key)).unwrap_or_else(|error| panic!("'{key}' in {value}: {error}"))
 }
 
 /// A JSON number, or a decimal string as 64-bit numbers are written.
-pub fn number(value: &Value, key: &str) -> u64 {
+pub(crate) fn number(value: &Value, key: &str) -> u64 {
     let field = &value[key];
     field
         .as_u64()
@@ -59,20 +59,20 @@ pub fn number(value: &Value, key: &str) -> u64 {
 }
 
 /// A key of 16 hex digits, most significant first.
-pub fn hex_u64(value: &Value, key: &str) -> u64 {
+pub(crate) fn hex_u64(value: &Value, key: &str) -> u64 {
     u64::from_str_radix(text(value, key), 16).unwrap_or_else(|error| panic!("'{key}' in {value}: {error}"))
 }
 
-pub fn ip(value: &Value, key: &str) -> IpAddr {
+pub(crate) fn ip(value: &Value, key: &str) -> IpAddr {
     text(value, key).parse().unwrap_or_else(|error| panic!("'{key}' in {value}: {error}"))
 }
 
-pub fn mac(value: &Value, key: &str) -> MacAddr {
+pub(crate) fn mac(value: &Value, key: &str) -> MacAddr {
     MacAddr(bytes(value, key).try_into().unwrap_or_else(|_| panic!("'{key}' is no MAC address in {value}")))
 }
 
 /// `{ip, port, mac}`; the port must fit 16 bits.
-pub fn endpoint(value: &Value) -> (SocketAddr, MacAddr) {
+pub(crate) fn endpoint(value: &Value) -> (SocketAddr, MacAddr) {
     let port = u16::try_from(number(value, "port")).expect("port");
     (SocketAddr::new(ip(value, "ip"), port), mac(value, "mac"))
 }
