@@ -5,7 +5,7 @@
  */
 
 /** Result codes of the library, the first for -1, and so on downwards. Append only. */
-const CODES = [
+const CODES: readonly LibraryErrorCode[] = [
   "EINVAL",
   "EBADHANDLE",
   "EBUFFER",
@@ -22,10 +22,26 @@ const CODES = [
   "ESTATE",
   "EPEER",
   "EUNSUPPORTED",
-] as const;
+];
 
 /** A failure that the library reports. */
-export type LibraryErrorCode = typeof CODES[number];
+export type LibraryErrorCode =
+  | "EINVAL"
+  | "EBADHANDLE"
+  | "EBUFFER"
+  | "EPANIC"
+  | "ECLOSED"
+  | "EEXIST"
+  | "ENOENT"
+  | "EPERM"
+  | "EBUSY"
+  | "ESYS"
+  | "EKEY"
+  | "EREUSED"
+  | "ETIMEDOUT"
+  | "ESTATE"
+  | "EPEER"
+  | "EUNSUPPORTED";
 
 /**
  * What kind of failure it was.
@@ -57,6 +73,7 @@ export interface NativeErrorOptions {
 
 /** Thrown by everything in `native/`. The message says what was given, what is allowed and what to do next. */
 export class NativeError extends Error {
+  /** The name of the class. */
   override readonly name = "NativeError";
   /** The kind of failure. */
   readonly code: NativeErrorCode;
@@ -65,6 +82,12 @@ export class NativeError extends Error {
   /** The error number of the operating system, where there is one. */
   readonly errno: number | undefined;
 
+  /**
+   * Describes a failure.
+   *
+   * @param message What was given, what is allowed, what to do next.
+   * @param options Further facts.
+   */
   constructor(message: string, options: NativeErrorOptions) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
     this.code = options.code;

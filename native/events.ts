@@ -33,7 +33,7 @@ export interface NativeEvent {
 
 /** Who hears of a handle's events. */
 export interface EventListener {
-  /** Called for each, in order. It must not throw. */
+  /** Called for each, in order. What it throws is an uncaught error of the process. */
   readonly onEvent: (event: NativeEvent) => void;
   /** Called once if no more events can come, because waiting for them failed. */
   readonly onError: (error: NativeError) => void;
@@ -47,10 +47,13 @@ const HEADER_BYTES = 16;
 export class EventLoop {
   readonly #symbols: Symbols;
   readonly #listeners = new Map<number, Set<EventListener>>();
+  readonly #after: Promise<void>;
   #running: Promise<void> | undefined;
 
-  constructor(symbols: Symbols) {
+  /** @param after The first wait begins when this has resolved. @default at once */
+  constructor(symbols: Symbols, after: Promise<void> = Promise.resolve()) {
     this.#symbols = symbols;
+    this.#after = after;
   }
 
   /**
@@ -72,11 +75,16 @@ export class EventLoop {
     };
   }
 
-  /** Resolves when no call waits any more; there must be no listeners left. */
+  /** Resolves when no call waits any more: once the last listener has gone. */
+  async idle(): Promise<void> {
+    while (this.#running !== undefined) await this.#running;
+  }
+
+  /** Drops all listeners, and resolves when no call waits any more. */
   async close(): Promise<void> {
     this.#listeners.clear();
     this.#wakeIfIdle();
-    await this.#running;
+    await this.idle();
   }
 
   #wakeIfIdle(): void {
@@ -86,8 +94,7 @@ export class EventLoop {
   async #run(): Promise<void> {
     const buffer = new Uint8Array(BUFFER_BYTES);
     try {
-      // What subscribes in the same turn is there before the first wait.
-      await Promise.resolve();
+      await this.#after;
       while (this.#listeners.size > 0) {
         const result = await this.#symbols.icx_events_wait(buffer, buffer.byteLength, WAIT_MS);
         this.#dispatch(buffer, check(this.#symbols, "icx_events_wait", result));
@@ -101,7 +108,14 @@ export class EventLoop {
 
   #dispatch(buffer: Uint8Array<ArrayBuffer>, lengthBytes: number): void {
     for (const event of decodeEvents(buffer.subarray(0, lengthBytes))) {
-      for (const listener of [...this.#listeners.get(event.handle) ?? []]) listener.onEvent(event);
+      for (const listener of [...this.#listeners.get(event.handle) ?? []]) {
+        try {
+          listener.onEvent(event);
+        } catch (error) {
+          // The other listeners are not to suffer.
+          reportError(error);
+        }
+      }
     }
   }
 

@@ -31,11 +31,13 @@ class Mapping {
   readonly dynamic: Deno.DynamicLibrary<typeof SYMBOLS>;
   readonly events: EventLoop;
   users = 0;
+  /** Resolves when nobody waits for events any more; set once the last user has gone. */
+  idle: Promise<void> | undefined;
 
-  constructor(path: string) {
+  constructor(path: string, after?: Promise<void>) {
     this.path = path;
     this.dynamic = load(path);
-    this.events = new EventLoop(this.dynamic.symbols);
+    this.events = new EventLoop(this.dynamic.symbols, after);
   }
 }
 
@@ -68,8 +70,8 @@ export class Library implements AsyncDisposable {
   static open(options: LibraryOptions = {}): Library {
     const path = toPath(options.path ?? DEFAULT_PATH);
     let mapping = mappings.get(path);
-    if (mapping === undefined) {
-      mapping = new Mapping(path);
+    if (mapping === undefined || mapping.idle !== undefined) {
+      mapping = new Mapping(path, mapping?.idle);
       mappings.set(path, mapping);
     }
     return new Library(mapping);
@@ -84,6 +86,8 @@ export class Library implements AsyncDisposable {
    * The C functions. After `close` they must not be called, so nobody keeps them: ask for each call.
    *
    * @throws {NativeError} `ECLOSED`.
+   *
+   * @internal
    */
   get symbols(): Symbols {
     if (this.#closed) {
@@ -95,7 +99,11 @@ export class Library implements AsyncDisposable {
     return this.#mapping.dynamic.symbols;
   }
 
-  /** Who hears of which handle's events. */
+  /**
+   * Who hears of which handle's events.
+   *
+   * @internal
+   */
   get events(): EventLoop {
     return this.#mapping.events;
   }
@@ -143,6 +151,7 @@ export class Library implements AsyncDisposable {
     return this.#closing;
   }
 
+  /** Closes it. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
@@ -154,8 +163,9 @@ export class Library implements AsyncDisposable {
     this.#closed = true;
     mapping.users -= 1;
     if (mapping.users > 0) return;
-    mappings.delete(mapping.path);
-    await mapping.events.close();
+    mapping.idle = mapping.events.close();
+    await mapping.idle;
+    if (mappings.get(mapping.path) === mapping) mappings.delete(mapping.path);
     mapping.dynamic.close();
   }
 }
