@@ -32,12 +32,15 @@ export class Console {
     process.stderr.write(`icx setup: ${text}\n`);
   }
 
-  /** Runs `body` as a named step: says that it began, ticks while it lasts, says how long it took. */
-  async step<T>(title: string, body: () => Promise<T>): Promise<T> {
+  /**
+   * Runs `body` as a named step: says that it began, ticks while it lasts (a step that shows its own progress does not
+   * need that), says how long it took.
+   */
+  async step<T>(title: string, body: () => Promise<T>, options: { readonly ticks?: boolean } = {}): Promise<T> {
     this.line(`${title} ...`);
     const startedAt = performance.now();
     const live = process.stderr.isTTY === true;
-    const ticker = setInterval(() => {
+    const ticker = options.ticks === false ? undefined : setInterval(() => {
       const seconds = Math.round((performance.now() - startedAt) / 1000);
       process.stderr.write(live ? `\r  ${seconds} s\x1b[K` : `  still at it after ${seconds} s\n`);
     }, live ? 1000 : 15_000);
@@ -48,7 +51,7 @@ export class Console {
       return result;
     } finally {
       clearInterval(ticker);
-      if (live) process.stderr.write("\r\x1b[K");
+      if (live && ticker !== undefined) process.stderr.write("\r\x1b[K");
       this.line(`  ${outcome} ${seconds(performance.now() - startedAt)}`);
     }
   }

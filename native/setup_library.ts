@@ -17,10 +17,8 @@ export async function buildLibrary(checkout: Checkout, out: Console): Promise<vo
   if (stamp.sources === sources && stamp.library !== undefined && stamp.library === await identify(target)) return;
 
   await checkCargo(checkout);
-  const artifact = await out.step(
-    "build the Rust library (minutes the first time, seconds later)",
-    () => compile(checkout),
-  );
+  const title = "build the Rust library (minutes the first time, seconds later)";
+  const artifact = await out.step(title, () => compile(checkout), { ticks: false });
   // A copy in the target's own folder, then a rename: a process that has the old file open keeps it, none sees half a file.
   const copied = await run("/usr/bin/cp", ["--", artifact, `${target}.new`]);
   if (!copied.ok) {
