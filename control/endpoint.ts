@@ -220,7 +220,8 @@ export class ControlEndpoint implements AsyncDisposable {
     const { library, identity, localAddress, port = 6082, onRejected } = options;
     const native = NativeEndpoint.open(library, { identity: identity.native, localAddress, port });
     if (onRejected !== undefined) {
-      native.onEvent(({ remote, reason, count }) => onRejected({ remote, reason, count }));
+      // On a turn of its own, so that what it throws does not end the events of everybody.
+      native.onEvent(({ remote, reason, count }) => queueMicrotask(() => onRejected({ remote, reason, count })));
     }
     return new ControlEndpoint(native);
   }
@@ -243,6 +244,7 @@ export class ControlEndpoint implements AsyncDisposable {
     return this.#native.close();
   }
 
+  /** Closes it. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

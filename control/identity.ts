@@ -94,7 +94,11 @@ export class Identity implements PublicKey, Disposable {
     return new Identity(NativeIdentity.load(options.library, { path: file }));
   }
 
-  /** The native identity, for control endpoints. */
+  /**
+   * The native identity, for control endpoints.
+   *
+   * @internal
+   */
   get native(): NativeIdentity {
     return this.#native;
   }
@@ -104,6 +108,7 @@ export class Identity implements PublicKey, Disposable {
     this.#native.close();
   }
 
+  /** Closes it. */
   [Symbol.dispose](): void {
     this.close();
   }

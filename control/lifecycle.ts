@@ -175,7 +175,12 @@ export class Lifecycle {
   #silentSince: number | undefined;
   #silenceReported = false;
 
-  /** @throws {RangeError} When a time is not above 0. */
+  /**
+   * Makes a lifecycle that has not started.
+   *
+   * @param options Role, timers and limits.
+   * @throws {RangeError} When a time is not above 0.
+   */
   constructor(options: LifecycleOptions) {
     const {
       role,

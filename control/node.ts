@@ -38,9 +38,9 @@ export interface NodeOptions {
   readonly library?: Library | undefined;
   /** Gives up opening; the promise then rejects with the signal's reason. @default none */
   readonly signal?: AbortSignal | undefined;
-  /** Hears of everything that happens, in order. What it throws ends the node. @default none */
+  /** Hears of everything that happens, in order. What it throws ends the run. @default none */
   readonly onEvent?: ((event: NodeEvent) => void) | undefined;
-  /** @default systemClock */
+  /** Time. @default systemClock */
   readonly clock?: Clock | undefined;
 }
 
@@ -147,7 +147,7 @@ export class Node implements AsyncDisposable {
   readonly #control: ControlEndpoint;
   readonly #datapath: TunDatapath;
   readonly #clock: Clock;
-  readonly #onEvent: (event: NodeEvent) => void;
+  readonly #observer: Observer;
   readonly #peers: PeerState[] = [];
   readonly #closing = new AbortController();
   #started = false;
@@ -164,7 +164,7 @@ export class Node implements AsyncDisposable {
       readonly control: ControlEndpoint;
       readonly datapath: TunDatapath;
       readonly clock: Clock;
-      readonly onEvent: (event: NodeEvent) => void;
+      readonly observer: Observer;
     },
   ) {
     this.#parts = parts;
@@ -175,7 +175,7 @@ export class Node implements AsyncDisposable {
     this.#control = fields.control;
     this.#datapath = fields.datapath;
     this.#clock = fields.clock;
-    this.#onEvent = fields.onEvent;
+    this.#observer = fields.observer;
   }
 
   /**
@@ -189,6 +189,7 @@ export class Node implements AsyncDisposable {
   static async open(config: NodeConfig, options: NodeOptions = {}): Promise<Node> {
     const { signal, onEvent = () => {}, clock = systemClock } = options;
     signal?.throwIfAborted();
+    const observer = new Observer(onEvent);
     await using parts = new AsyncDisposableStack();
     const library = options.library ?? parts.use(Library.open());
     const identity = parts.use(Identity.load(config.identityKeyFile, { library }));
@@ -225,9 +226,9 @@ export class Node implements AsyncDisposable {
       identity,
       localAddress: config.localAddress,
       port: config.controlPort,
-      onRejected: (rejected) => onEvent({ type: "rejected", ...rejected }),
+      onRejected: (rejected) => observer.tell({ type: "rejected", ...rejected }),
     }));
-    const node = new Node(parts.move(), { library, identity, config, engine, control, datapath, clock, onEvent });
+    const node = new Node(parts.move(), { library, identity, config, engine, control, datapath, clock, observer });
     try {
       config.peers.forEach((peer, index) => {
         const [key, role, place] = [keys[index], roles[index], located[index]];
@@ -290,6 +291,7 @@ export class Node implements AsyncDisposable {
         run: (signal: AbortSignal) => tunnel.run({ signal }),
       })),
       { name: "datapath", run: (signal) => this.#forward(signal) },
+      { name: "observer", run: (signal) => this.#observer.watch(signal) },
     ], { signal: stop, shutdownTimeoutMs: SHUTDOWN_TIMEOUT_MS, clock: this.#clock });
     await this.#running;
   }
@@ -300,6 +302,7 @@ export class Node implements AsyncDisposable {
     return this.#closed;
   }
 
+  /** Closes it. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
@@ -317,7 +320,7 @@ export class Node implements AsyncDisposable {
       signal.removeEventListener("abort", onAbort);
     }
     if (signal.aborted) return;
-    this.#onEvent({ type: "forwarding" });
+    this.#observer.tell({ type: "forwarding" });
     await this.#datapath.run({ signal });
   }
 
@@ -339,7 +342,7 @@ export class Node implements AsyncDisposable {
       resolve: ({ signal }) => resolve(this.#library, { config: this.#config, host, port: config.controlPort, signal }),
       sampleTraffic: () => this.#sample(vni),
       onEvent: (event) => {
-        this.#onEvent({ type: "tunnel", vni, host, event });
+        this.#observer.tell({ type: "tunnel", vni, host, event });
         if (event.type === "session-up") this.#follow(state, event.remote);
       },
     });
@@ -371,9 +374,9 @@ export class Node implements AsyncDisposable {
       if (signal.aborted || !addresses.includes(endpoint)) return;
       this.#engine.updateNetwork(networkOf(peer.config, endpoint));
       peer.endpoint = endpoint;
-      this.#onEvent({ type: "moved", vni, host, endpoint });
+      this.#observer.tell({ type: "moved", vni, host, endpoint });
     }).catch((error: unknown) => {
-      this.#onEvent({ type: "locating", vni, host, reason: messageOf(error) });
+      this.#observer.tell({ type: "locating", vni, host, reason: messageOf(error) });
     });
   }
 
@@ -382,6 +385,37 @@ export class Node implements AsyncDisposable {
     // What went wrong there is for the caller of `run` to hear.
     await this.#running?.catch(() => {});
     await this.#parts.disposeAsync();
+  }
+}
+
+/** Tells the owner of a node what happens, and keeps what goes wrong there out of the parts that report it. */
+class Observer {
+  readonly #onEvent: (event: NodeEvent) => void;
+  readonly #failed = Promise.withResolvers<never>();
+
+  constructor(onEvent: (event: NodeEvent) => void) {
+    this.#onEvent = onEvent;
+    this.#failed.promise.catch(() => {});
+  }
+
+  tell(event: NodeEvent): void {
+    try {
+      this.#onEvent(event);
+    } catch (error) {
+      this.#failed.reject(error);
+    }
+  }
+
+  /** Rejects with the first thing that the owner throws; resolves when the signal aborts. */
+  async watch(signal: AbortSignal): Promise<void> {
+    const stopped = Promise.withResolvers<void>();
+    const onAbort = () => stopped.resolve();
+    signal.addEventListener("abort", onAbort, { once: true });
+    try {
+      await Promise.race([this.#failed.promise, stopped.promise]);
+    } finally {
+      signal.removeEventListener("abort", onAbort);
+    }
   }
 }
 

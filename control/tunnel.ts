@@ -58,7 +58,7 @@ export interface TunnelOptions extends Omit<LifecycleOptions, "role"> {
   readonly sampleTraffic: () => TrafficSample;
   /** Hears of everything that happens, in order. What it throws ends the run. @default none */
   readonly onEvent?: ((event: TunnelEvent) => void) | undefined;
-  /** @default systemClock */
+  /** Time. @default systemClock */
   readonly clock?: Clock | undefined;
 }
 
@@ -107,7 +107,12 @@ export class Tunnel {
   #handshakeAt: number | undefined;
   #exchangeAt: number | undefined;
 
-  /** @throws {RangeError} When a time is not above 0. */
+  /**
+   * Makes a tunnel that does nothing yet.
+   *
+   * @param options What it is made of.
+   * @throws {RangeError} When a time is not above 0.
+   */
   constructor(options: TunnelOptions) {
     this.#options = options;
     this.#clock = options.clock ?? systemClock;

@@ -43,7 +43,12 @@ export class Backoff {
   readonly #random: () => number;
   #attempts = 0;
 
-  /** @throws {RangeError} When an option is out of its range. */
+  /**
+   * Begins with the first delay.
+   *
+   * @param options Delays, growth and jitter.
+   * @throws {RangeError} When an option is out of its range.
+   */
   constructor(options: BackoffOptions) {
     const { baseMs, maxMs, factor = 2, jitter = 0.25, random = Math.random } = options;
     if (!(baseMs > 0)) {

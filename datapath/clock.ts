@@ -40,7 +40,7 @@ export const systemClock: Clock = {
 export interface DelayOptions {
   /** Ends the wait early; the promise then rejects with the signal's reason. @default none */
   readonly signal?: AbortSignal | undefined;
-  /** @default systemClock */
+  /** Time. @default systemClock */
   readonly clock?: Clock | undefined;
 }
 

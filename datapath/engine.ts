@@ -9,7 +9,7 @@ import type { Library } from "../native/library.ts";
 import { guarded } from "./errors.ts";
 import type { Direction, PacketBatch } from "./packet_batch.ts";
 
-const COUNTER_NAMES = [
+const COUNTER_NAMES: readonly CounterName[] = [
   "rx_packets",
   "rx_bytes",
   "rx_malformed",
@@ -38,10 +38,38 @@ const COUNTER_NAMES = [
   "last_rx",
   "last_tx",
   "last_keepalive",
-] as const;
+];
 
 /** The name of a counter: the same in every interface. */
-export type CounterName = typeof COUNTER_NAMES[number];
+export type CounterName =
+  | "rx_packets"
+  | "rx_bytes"
+  | "rx_malformed"
+  | "rx_unknown_vni"
+  | "rx_bad_peer"
+  | "rx_no_key"
+  | "rx_expired_key"
+  | "rx_spi_mismatch"
+  | "rx_rate_limited"
+  | "rx_auth_failed"
+  | "rx_replayed"
+  | "rx_bad_inner"
+  | "rx_invalid_src"
+  | "rx_invalid_dst"
+  | "tx_packets"
+  | "tx_bytes"
+  | "tx_not_ip"
+  | "tx_malformed"
+  | "tx_no_route"
+  | "tx_no_key"
+  | "tx_expired_key"
+  | "tx_exhausted"
+  | "tx_too_big"
+  | "tx_no_local"
+  | "tx_errors"
+  | "last_rx"
+  | "last_tx"
+  | "last_keepalive";
 
 /**
  * Counters at one moment. `rx_packets` and `tx_packets` count what was opened and sealed, keepalives included, and the
@@ -258,7 +286,11 @@ export class Engine implements EngineXfrm, Disposable {
       })));
   }
 
-  /** The native engine, for other parts that work on it: datapaths and control endpoints. */
+  /**
+   * The native engine, for other parts that work on it: datapaths and control endpoints.
+   *
+   * @internal
+   */
   get native(): NativeEngine {
     return this.#native;
   }
@@ -364,6 +396,7 @@ export class Engine implements EngineXfrm, Disposable {
     this.#native.close();
   }
 
+  /** Closes it. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -73,6 +73,7 @@ const CODES: Readonly<Record<NativeErrorCode, DatapathErrorCode>> = {
 
 /** A datapath, or a part of one, cannot do what it was asked to, or cannot go on. */
 export class DatapathError extends Error {
+  /** The name of the class. */
   override readonly name = "DatapathError";
   /** What kind of failure it is. */
   readonly code: DatapathErrorCode;
@@ -82,6 +83,8 @@ export class DatapathError extends Error {
   readonly errno: number | undefined;
 
   /**
+   * Describes a failure.
+   *
    * @param message What was given, what is allowed, what to do next.
    * @param options Code, operation, error number and cause.
    */

@@ -19,7 +19,7 @@ const SOURCE_PORT = 34;
 const MAPPED = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
 /** Why an inbound packet went no further: the name of the counter that went up, in the order of the C interface. */
-const RX_DROPS = [
+const RX_DROPS: readonly DropReason[] = [
   "rx_malformed",
   "rx_unknown_vni",
   "rx_bad_peer",
@@ -32,10 +32,10 @@ const RX_DROPS = [
   "rx_bad_inner",
   "rx_invalid_src",
   "rx_invalid_dst",
-] as const;
+];
 
 /** Why an outbound packet went no further: the name of the counter that went up, in the order of the C interface. */
-const TX_DROPS = [
+const TX_DROPS: readonly DropReason[] = [
   "tx_not_ip",
   "tx_malformed",
   "tx_no_route",
@@ -45,10 +45,31 @@ const TX_DROPS = [
   "tx_too_big",
   "tx_no_local",
   "tx_errors",
-] as const;
+];
 
 /** Why a packet went no further: the name of the counter that went up. */
-export type DropReason = typeof RX_DROPS[number] | typeof TX_DROPS[number];
+export type DropReason =
+  | "rx_malformed"
+  | "rx_unknown_vni"
+  | "rx_bad_peer"
+  | "rx_no_key"
+  | "rx_expired_key"
+  | "rx_spi_mismatch"
+  | "rx_rate_limited"
+  | "rx_auth_failed"
+  | "rx_replayed"
+  | "rx_bad_inner"
+  | "rx_invalid_src"
+  | "rx_invalid_dst"
+  | "tx_not_ip"
+  | "tx_malformed"
+  | "tx_no_route"
+  | "tx_no_key"
+  | "tx_expired_key"
+  | "tx_exhausted"
+  | "tx_too_big"
+  | "tx_no_local"
+  | "tx_errors";
 
 /**
  * What became of a packet.
@@ -97,7 +118,12 @@ export class PacketBatch {
   #used = 0;
   #direction: Direction = "tx";
 
-  /** @throws {RangeError} When an option is out of its range. */
+  /**
+   * Makes an empty batch.
+   *
+   * @param options Its size.
+   * @throws {RangeError} When an option is out of its range.
+   */
   constructor(options: PacketBatchOptions = {}) {
     const { capacity = 64, bufferBytes = capacity * 2048 } = options;
     if (!(Number.isInteger(capacity) && capacity >= 1 && capacity <= 65536)) {

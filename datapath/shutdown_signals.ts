@@ -24,7 +24,7 @@ export interface ShutdownSignalsOptions {
   readonly onForce: (name: string) => void;
   /** A signal that comes earlier than this after the first one is the same wish, in milliseconds. @default 1000 */
   readonly graceMs?: number | undefined;
-  /** @default systemClock */
+  /** Time. @default systemClock */
   readonly clock?: Clock | undefined;
 }
 
@@ -38,6 +38,11 @@ export class ShutdownSignals implements Disposable {
   #firstAt: number | undefined;
   #name: string | undefined;
 
+  /**
+   * Listens from now on.
+   *
+   * @param options Source, what to do when the user insists, and time.
+   */
   constructor(options: ShutdownSignalsOptions) {
     const { source, onForce, graceMs = 1000, clock = systemClock } = options;
     this.#unsubscribe = source.subscribe((name) => {

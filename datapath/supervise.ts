@@ -60,17 +60,20 @@ export interface SuperviseOptions {
   readonly shutdownTimeoutMs?: number | undefined;
   /** Hears of each restart. @default none */
   readonly onRestart?: ((report: RestartReport) => void) | undefined;
-  /** @default systemClock */
+  /** Time. @default systemClock */
   readonly clock?: Clock | undefined;
 }
 
 /** Tasks did not end in time after they were told to. */
 export class ShutdownTimeoutError extends Error {
+  /** The name of the class. */
   override readonly name = "ShutdownTimeoutError";
   /** Those that were still running. */
   readonly tasks: readonly string[];
 
   /**
+   * Names the tasks.
+   *
    * @param tasks Names of those that were still running.
    * @param timeoutMs How long they had, in milliseconds.
    */

@@ -126,6 +126,7 @@ export class TunDatapath implements Datapath {
     return this.#closed;
   }
 
+  /** Closes it. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

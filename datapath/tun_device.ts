@@ -60,7 +60,11 @@ export class TunDevice implements AsyncDisposable {
     );
   }
 
-  /** The native device, for the pump that takes it over. */
+  /**
+   * The native device, for the pump that takes it over.
+   *
+   * @internal
+   */
   get native(): NativeTun {
     return this.#native;
   }
@@ -71,6 +75,7 @@ export class TunDevice implements AsyncDisposable {
     return Promise.resolve();
   }
 
+  /** Closes it. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

@@ -2,7 +2,7 @@ import { deepStrictEqual, ok, rejects, strictEqual } from "node:assert/strict";
 import { NativeError } from "../native/errors.ts";
 import { Library } from "../native/library.ts";
 import { interfaceLookup } from "../native/network.ts";
-import { DEVICE_NAME, privilegedTest } from "./_privileged.ts";
+import { DEVICE_NAME, privilegedTest } from "./privileged.ts";
 import { Engine } from "./engine.ts";
 import { DatapathError, type DatapathErrorCode } from "./errors.ts";
 import { TunDatapath } from "./tun.ts";

@@ -59,7 +59,11 @@ export class UdpUnderlay implements AsyncDisposable {
     );
   }
 
-  /** The native sockets, for the pump that takes them over. */
+  /**
+   * The native sockets, for the pump that takes them over.
+   *
+   * @internal
+   */
   get native(): NativeUdp {
     return this.#native;
   }
@@ -70,6 +74,7 @@ export class UdpUnderlay implements AsyncDisposable {
     return Promise.resolve();
   }
 
+  /** Closes it. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
