@@ -98,9 +98,8 @@ fn separate_installs_refuse_the_key_of_the_other_direction() {
 #[test]
 fn epochs_only_go_up() {
     let engine = keyless(Side::A);
-    let install = |epoch, byte| {
-        engine.danger_install_epoch(NOW, vni(1), epoch, key(byte), key(byte + 1), Instant::FAR_FUTURE)
-    };
+    let install =
+        |epoch, byte| engine.danger_install_epoch(NOW, vni(1), epoch, key(byte), key(byte + 1), Instant::FAR_FUTURE);
     assert_eq!(install(0, 1), Err(InstallError::StaleEpoch { given: 0, last: 0 }));
     assert_eq!(install(5, 1), Ok(()));
     assert_eq!(install(5, 3), Err(InstallError::StaleEpoch { given: 5, last: 5 }));
@@ -306,7 +305,10 @@ fn keepalives_wait_for_keys_and_for_nobody_else() {
     let expiry = after(NOW, Duration::from_secs(30));
     engine.install(NOW, vni(3), sa(Side::A, 1, expiry)).unwrap();
     let sent = |now: Instant, out: &mut [u8]| match engine.to_phy(now, out) {
-        Some(TxVerdict::Send { vni, range, source_port: None, .. }) if range == (0..48) => Some(vni.get()),
+        Some(TxVerdict::Send { vni, range, source_port: None, .. }) => {
+            assert_eq!(range, 0..GENEVE + TAG);
+            Some(vni.get())
+        }
         None => None,
         verdict => panic!("{verdict:?}"),
     };

@@ -579,7 +579,10 @@ fn arp_and_neighbor_discovery() {
                     None
                 }
                 (_, "dropped") => {
-                    assert!(matches!(verdict, TxVerdict::Drop(TxDrop::NotIp | TxDrop::Malformed)), "{context}: {verdict:?}");
+                    assert!(
+                        matches!(verdict, TxVerdict::Drop(TxDrop::NotIp | TxDrop::Malformed)),
+                        "{context}: {verdict:?}"
+                    );
                     None
                 }
                 (_, "reply") => Some(text(case, "reply")),

@@ -70,7 +70,8 @@ pub fn raw(side: Side) -> Underlay {
 pub fn network(side: Side, number: u32) -> NetworkConfig {
     let at_a = format!("10.{number}.0.0/16").parse().unwrap();
     let at_b = format!("10.{}.0.0/16", number + 100).parse().unwrap();
-    let (at_a6, at_b6) = (format!("fd00:{number}::/32").parse().unwrap(), format!("fd01:{number}::/32").parse().unwrap());
+    let (at_a6, at_b6) =
+        (format!("fd00:{number}::/32").parse().unwrap(), format!("fd01:{number}::/32").parse().unwrap());
     let (src, dst, src6, dst6, peer) = match side {
         Side::A => (at_a, at_b, at_a6, at_b6, Side::B),
         Side::B => (at_b, at_a, at_b6, at_a6, Side::A),
