@@ -137,7 +137,7 @@ Deno.test("a dial that nobody answers fails by time", async () => {
 });
 
 Deno.test("an endpoint refuses peers that cannot be", async () => {
-  await withNodes(async (initiator, responder, library) => {
+  await withNodes((initiator, responder, library) => {
     assert.throws(() => addPeer(initiator, initiator), { code: "EKEY" });
     addPeer(initiator, responder);
     assert.throws(() => addPeer(initiator, responder), { code: "EEXIST" });
@@ -150,5 +150,6 @@ Deno.test("an endpoint refuses peers that cannot be", async () => {
     const again = () =>
       ControlEndpoint.open(library, { identity: initiator.identity, localAddress: "127.0.0.1", port });
     assert.throws(again, { code: "EBUSY", errno: 98 });
+    return Promise.resolve();
   });
 });

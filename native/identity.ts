@@ -102,7 +102,7 @@ export function parsePeerKey(library: Library, options: PeerKeyOptions): KeyInfo
 /**
  * Tells which role this node has towards a peer.
  *
- * @throws {NativeError} `EKEY` for equal keys, or what is no key.
+ * @throws {NativeError} `EKEY` for equal keys, `EINVAL` for what is no key.
  */
 export function roleOf(library: Library, options: RoleOptions): Role {
   const { symbols } = library;

@@ -170,11 +170,6 @@ export class Library implements AsyncDisposable {
   }
 }
 
-/** Opens the library of this checkout; the same as {@linkcode Library.open} without options. */
-export function sharedLibrary(): Library {
-  return Library.open();
-}
-
 function toPath(path: string | URL): string {
   return path instanceof URL || path.startsWith("file:") ? fileURLToPath(path) : path;
 }

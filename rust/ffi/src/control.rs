@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use icx_control::{
-    AddPeerError, CommandError, ControlConfig, ControlEndpoint, ControlEvent, ControlEventKind, DialFailure, PeerConfig,
-    PeerId, PeerPhase, PeerStatus, PublicKey, Role,
+    AddPeerError, CommandError, ControlConfig, ControlEndpoint, ControlEvent, ControlEventKind, DialFailure,
+    PeerConfig, PeerId, PeerPhase, PeerStatus, PublicKey, Role,
 };
 use icx_proto::{Spi, Vni};
 use serde::{Deserialize, Serialize};
@@ -143,9 +143,11 @@ fn publish(handle: u32, kind: ControlEventKind) {
         ControlEventKind::SessionUp { remote, session } => {
             (Kind::SessionUp, Code::Ok, json::text(&SessionUp { remote: canonical(remote), session: session.get() }))
         }
-        ControlEventKind::SessionLost { session, reason, superseded, reset } => {
-            (Kind::SessionLost, Code::Closed, json::text(&SessionLost { session: session.get(), reason, superseded, reset }))
-        }
+        ControlEventKind::SessionLost { session, reason, superseded, reset } => (
+            Kind::SessionLost,
+            Code::Closed,
+            json::text(&SessionLost { session: session.get(), reason, superseded, reset }),
+        ),
         ControlEventKind::DialFailed { reason, kind } => {
             (Kind::DialFailed, dial_code(kind), json::text(&DialFailed { reason, kind: kind.as_str() }))
         }
@@ -202,8 +204,9 @@ pub(crate) fn open(call: &Call, text: &[u8]) -> Outcome<u32> {
         Arc::new(move |event| peers.deliver(event))
     };
     let config = ControlConfig { identity: Arc::clone(&identity.identity), bind, clock: Arc::new(icx_io::clock::now) };
-    let endpoint = ControlEndpoint::open(config, sink)
-        .map_err(|error| Failure::of(error::code_of(&error, Code::System), format_args!("open control port {}", options.port), &error))?;
+    let endpoint = ControlEndpoint::open(config, sink).map_err(|error| {
+        Failure::of(error::code_of(&error, Code::System), format_args!("open control port {}", options.port), &error)
+    })?;
     let local = canonical(endpoint.local_addr());
     Ok(reservation.open(Arc::new(ControlHandle { endpoint, local, peers })))
 }
@@ -253,12 +256,8 @@ pub(crate) fn add_peer(call: &Call, text: &[u8]) -> Outcome<u32> {
     let key = options.peer_key.0;
     let fingerprint = key.fingerprint();
     let reservation = handle::reserve()?;
-    let config = PeerConfig {
-        key,
-        engine,
-        vni: options.vni.0,
-        key_lifetime: Duration::from_millis(options.lifetime_ms.into()),
-    };
+    let config =
+        PeerConfig { key, engine, vni: options.vni.0, key_lifetime: Duration::from_millis(options.lifetime_ms.into()) };
     let peer = control
         .peers
         .add(reservation.id(), || control.endpoint.add_peer(config))
@@ -320,10 +319,9 @@ pub(crate) fn peer_status(call: &Call, peer: u32) -> Outcome<String> {
 }
 
 fn status(peer: &PeerHandle) -> Outcome<PeerStatus> {
-    peer.control
-        .endpoint
-        .status(peer.peer)
-        .ok_or_else(|| Failure::new(Code::Closed, "The control endpoint of this peer is closed: close the peer as well"))
+    peer.control.endpoint.status(peer.peer).ok_or_else(|| {
+        Failure::new(Code::Closed, "The control endpoint of this peer is closed: close the peer as well")
+    })
 }
 
 fn role_text(role: Role) -> &'static str {

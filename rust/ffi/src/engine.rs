@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use icx_proto::counters::{COUNTER_NAMES, CounterSnapshot};
 use icx_proto::engine::{InstallError, LocalEndpoint, NetworkError, RxVerdict, SaPair, TxVerdict};
-use icx_proto::{
-    Engine, EngineConfig, Instant, MacAddr, Mode, NetworkConfig, SaKey, Spi, TxKeyHistory, Underlay, Vni,
-};
+use icx_proto::{Engine, EngineConfig, Instant, MacAddr, Mode, NetworkConfig, SaKey, Spi, TxKeyHistory, Underlay, Vni};
 use serde::{Deserialize, Serialize};
 
 use crate::code::Code;
@@ -93,7 +91,10 @@ impl EngineHandle {
         if self.underlay_is_udp {
             return Ok(());
         }
-        Err(Failure::new(Code::State, format!("Cannot use an engine with a raw underlay for {what}: create it with underlay 'udp'")))
+        Err(Failure::new(
+            Code::State,
+            format!("Cannot use an engine with a raw underlay for {what}: create it with underlay 'udp'"),
+        ))
     }
 }
 
@@ -181,7 +182,9 @@ pub(crate) fn create(_: &Call, text: &[u8]) -> Outcome<u32> {
         (ModeName::L3, None, None) => Mode::L3,
         (ModeName::L2, Some(host), Some(gateway)) => Mode::L2 { host_mac: host.0, gateway_mac: gateway.0 },
         (ModeName::L3, ..) => {
-            return Err(Failure::invalid("Cannot use 'hostMac' and 'gatewayMac' with mode 'l3': they belong to mode 'l2'"));
+            return Err(Failure::invalid(
+                "Cannot use 'hostMac' and 'gatewayMac' with mode 'l3': they belong to mode 'l2'",
+            ));
         }
         (ModeName::L2, ..) => {
             return Err(Failure::invalid("Cannot use mode 'l2' alone: it takes both 'hostMac' and 'gatewayMac'"));
@@ -198,7 +201,9 @@ pub(crate) fn create(_: &Call, text: &[u8]) -> Outcome<u32> {
     let source_port_hashing = match (options.source_port_hashing, options.danger_flow_hash_key) {
         (false, None) => None,
         (false, Some(_)) => {
-            return Err(Failure::invalid("Cannot use 'dangerFlowHashKey' without 'sourcePortHashing': set that to true"));
+            return Err(Failure::invalid(
+                "Cannot use 'dangerFlowHashKey' without 'sourcePortHashing': set that to true",
+            ));
         }
         (true, Some(key)) => Some(key.0.0),
         (true, None) => {
@@ -256,7 +261,9 @@ fn network(engine: &EngineHandle, text: &[u8]) -> Outcome<NetworkConfig> {
         Some(mac) => mac.0,
         None if engine.underlay_is_udp => MacAddr::default(),
         None => {
-            return Err(Failure::invalid("Cannot add a network to a raw underlay without 'peerMac', the next hop's hardware address"));
+            return Err(Failure::invalid(
+                "Cannot add a network to a raw underlay without 'peerMac', the next hop's hardware address",
+            ));
         }
     };
     Ok(NetworkConfig {
@@ -452,14 +459,26 @@ pub(crate) fn counter_names() -> Outcome<String> {
 }
 
 /// Seals virtual-side frames. The number of packets that were processed; what does not fit is for another call.
-pub(crate) fn virt_to_phy(call: &Call, engine: u32, input: &[u8], packets: &mut [IcxPacket], output: &mut [u8]) -> Outcome<i32> {
+pub(crate) fn virt_to_phy(
+    call: &Call,
+    engine: u32,
+    input: &[u8],
+    packets: &mut [IcxPacket],
+    output: &mut [u8],
+) -> Outcome<i32> {
     let engine = call.get::<EngineHandle>(engine)?;
     let now = engine.now();
     transform(input, packets, output, |_, frame, out| sent(engine.engine.virt_to_phy(now, frame, out)))
 }
 
 /// Opens frames or datagrams. The number of packets that were processed; what does not fit is for another call.
-pub(crate) fn phy_to_virt(call: &Call, engine: u32, input: &[u8], packets: &mut [IcxPacket], output: &mut [u8]) -> Outcome<i32> {
+pub(crate) fn phy_to_virt(
+    call: &Call,
+    engine: u32,
+    input: &[u8],
+    packets: &mut [IcxPacket],
+    output: &mut [u8],
+) -> Outcome<i32> {
     let engine = call.get::<EngineHandle>(engine)?;
     let now = engine.now();
     transform(input, packets, output, |packet, frame, out| {

@@ -121,7 +121,9 @@ mod tests {
     #[test]
     fn a_known_errno_decides_the_code() {
         let cause = Plain(Outer { source: io::Error::other("x") });
-        for (errno, code) in [(Some(98), Code::Busy), (Some(17), Code::Exists), (Some(22), Code::System), (None, Code::Invalid)] {
+        for (errno, code) in
+            [(Some(98), Code::Busy), (Some(17), Code::Exists), (Some(22), Code::System), (None, Code::Invalid)]
+        {
             let failure = Failure::system("do it", &cause, errno);
             assert_eq!((failure.code, failure.errno), (code, errno));
         }

@@ -29,7 +29,6 @@ pub(crate) trait Resource: Send + Sync + Sized + 'static {
 
 macro_rules! objects {
     ($($variant:ident($kind:ty) $name:literal $(, $shut_down:path)?;)+) => {
-        #[derive(Clone)]
         pub(crate) enum Object {
             $($variant(Arc<$kind>),)+
         }
@@ -54,7 +53,6 @@ macro_rules! objects {
             fn from_object(object: &Object) -> Option<&Arc<Self>> {
                 match object {
                     Object::$variant(object) => Some(object),
-                    #[allow(unreachable_patterns)]
                     _ => None,
                 }
             }
@@ -193,7 +191,11 @@ pub(crate) fn get<T: Resource>(id: u32) -> Outcome<Arc<T>> {
         Some(Entry::Open { object, .. }) => T::from_object(object).cloned().ok_or_else(|| {
             Failure::new(
                 Code::BadHandle,
-                format!("Handle {id} is of another kind: this call takes one of kind '{}', not '{}'", T::KIND, object.kind()),
+                format!(
+                    "Handle {id} is of another kind: this call takes one of kind '{}', not '{}'",
+                    T::KIND,
+                    object.kind()
+                ),
             )
         }),
         _ => Err(stale(id)),

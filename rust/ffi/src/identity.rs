@@ -38,10 +38,9 @@ pub(crate) fn generate(_: &Call, text: &[u8]) -> Outcome<u32> {
     if path == STANDARD_STREAM {
         let pem = identity.to_pem();
         let mut stdout = std::io::stdout().lock();
-        stdout
-            .write_all(pem.as_bytes())
-            .and_then(|()| stdout.flush())
-            .map_err(|error| Failure::of(error::code_of(&error, Code::System), "write the identity key to standard output", &error))?;
+        stdout.write_all(pem.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
+            Failure::of(error::code_of(&error, Code::System), "write the identity key to standard output", &error)
+        })?;
     } else {
         identity.write_new(Path::new(&path), force).map_err(|error| {
             let code = match error {
@@ -75,15 +74,15 @@ pub(crate) fn load(_: &Call, text: &[u8]) -> Outcome<u32> {
 fn read_standard_input() -> Outcome<Zeroizing<Vec<u8>>> {
     // Room for all of it from the start: a buffer that grows leaves copies of the key behind.
     let mut pem = Zeroizing::new(Vec::with_capacity(MAX_PEM_BYTES as usize + 1));
-    std::io::stdin()
-        .lock()
-        .take(MAX_PEM_BYTES + 1)
-        .read_to_end(&mut pem)
-        .map_err(|error| Failure::of(error::code_of(&error, Code::System), "read the identity key from standard input", &error))?;
+    std::io::stdin().lock().take(MAX_PEM_BYTES + 1).read_to_end(&mut pem).map_err(|error| {
+        Failure::of(error::code_of(&error, Code::System), "read the identity key from standard input", &error)
+    })?;
     if pem.len() as u64 > MAX_PEM_BYTES {
         return Err(Failure::new(
             Code::Key,
-            format!("Cannot read the identity key from standard input: it has more than {MAX_PEM_BYTES} bytes, a key file has a few hundred"),
+            format!(
+                "Cannot read the identity key from standard input: it has more than {MAX_PEM_BYTES} bytes, a key file has a few hundred"
+            ),
         ));
     }
     Ok(pem)

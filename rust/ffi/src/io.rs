@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
-use icx_io::{Family, LinkError, Pump, PumpCounters, PumpError, PumpOptions, RouteError, Tun, TunConfig, TunError, Udp, UdpConfig};
+use icx_io::{
+    Family, LinkError, Pump, PumpCounters, PumpError, PumpOptions, RouteError, Tun, TunConfig, TunError, Udp, UdpConfig,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::code::Code;
@@ -156,7 +158,10 @@ pub(crate) fn start_pump(call: &Call, text: &[u8]) -> Outcome<u32> {
         (was_device, was_sockets) => {
             *device = was_device;
             *sockets = was_sockets;
-            return Err(Failure::new(Code::State, "Cannot start the pump: its TUN device or UDP underlay belongs to another pump"));
+            return Err(Failure::new(
+                Code::State,
+                "Cannot start the pump: its TUN device or UDP underlay belongs to another pump",
+            ));
         }
     };
     handle::disown(ids.tun);
@@ -164,7 +169,8 @@ pub(crate) fn start_pump(call: &Call, text: &[u8]) -> Outcome<u32> {
     let on_end = Box::new(move |result: Result<(), PumpError>| {
         if let Err(error) = result {
             let failure = pump_failure("move packets", &error);
-            let ended = PumpEnded { message: failure.message, operation: error.operation().to_owned(), errno: failure.errno };
+            let ended =
+                PumpEnded { message: failure.message, operation: error.operation().to_owned(), errno: failure.errno };
             // Two texts and a number always become JSON.
             events::push(Kind::PumpEnded, id, failure.code, json::text(&ended).unwrap_or_default());
         }
@@ -274,8 +280,10 @@ struct ResolveQuestion {
 
 pub(crate) fn resolve(_: &Call, text: &[u8]) -> Outcome<String> {
     let question: ResolveQuestion = json::parse(text)?;
-    let addresses = icx_io::resolve::lookup(&question.host, question.port, question.family.into())
-        .map_err(|error| Failure::of(Code::NotFound, format_args!("find the address of '{}'", question.host), &error))?;
+    let addresses =
+        icx_io::resolve::lookup(&question.host, question.port, question.family.into()).map_err(|error| {
+            Failure::of(Code::NotFound, format_args!("find the address of '{}'", question.host), &error)
+        })?;
     json::text(&addresses)
 }
 

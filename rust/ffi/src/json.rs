@@ -110,7 +110,8 @@ impl FromText for InterfaceAddress {
     const EXPECTED: &'static str = "an address with its prefix length such as 10.9.0.1/24";
 
     fn from_text(text: &str) -> Result<Self, String> {
-        let wrong = || format!("'{text}' is not an address with a prefix length: write one such as 10.9.0.1/24 or fd00::1/64");
+        let wrong =
+            || format!("'{text}' is not an address with a prefix length: write one such as 10.9.0.1/24 or fd00::1/64");
         let (addr, len) = text.split_once('/').ok_or_else(wrong)?;
         let addr: IpAddr = addr.parse().map_err(|_| wrong())?;
         let max = if addr.is_ipv4() { 32 } else { 128 };
@@ -300,7 +301,7 @@ mod tests {
     #[test]
     fn good_text_gives_typed_values() {
         let sample: Sample = parse(
-            br#" {"vni": 16777215, "peerAddr": "[::1]:5", "macs": ["02:00:00:00:00:Fe"], "address": "fd00::1/64", "after": "18446744073709551615"} "#,
+            br#" {"vni": 16777215, "peerAddr": "[::1]:5", "macs": ["02:00:00:00:00:Fe"], "address": "fd00::1/64", "after": "18446744073709551615", "key": "ABababababababababababababababab"} "#,
         )
         .unwrap();
         assert_eq!(sample.vni.0.get(), 0x00ff_ffff);
@@ -308,6 +309,7 @@ mod tests {
         assert_eq!(sample.macs.unwrap()[0].0, MacAddr([2, 0, 0, 0, 0, 0xfe]));
         assert_eq!(sample.address.unwrap().0.prefix_len, 64);
         assert_eq!(sample.after.unwrap().0, u64::MAX);
+        assert_eq!(sample.key.unwrap().0.as_bytes(), [0xab; 16]);
     }
 
     #[test]
@@ -318,10 +320,22 @@ mod tests {
             ("[]", "Cannot use the options: invalid length 0, expected struct Sample with 6 elements"),
             ("{}", "Cannot use the options: missing field `vni`"),
             (r#"{"vni":1} x"#, "Cannot use the options: trailing characters"),
-            (r#"{"vni":16777216}"#, "Cannot use option 'vni': 16777216 is out of range: it takes a whole number from 0 to 16777215"),
-            (r#"{"vni":4294967296}"#, "Cannot use option 'vni': 4294967296 is out of range: it takes a whole number from 0 to 16777215"),
-            (r#"{"vni":-1}"#, "Cannot use option 'vni': invalid type: integer `-1`, expected a whole number from 0 to 16777215"),
-            (r#"{"vni":"1"}"#, "Cannot use option 'vni': invalid type: string \"1\", expected a whole number from 0 to 16777215"),
+            (
+                r#"{"vni":16777216}"#,
+                "Cannot use option 'vni': 16777216 is out of range: it takes a whole number from 0 to 16777215",
+            ),
+            (
+                r#"{"vni":4294967296}"#,
+                "Cannot use option 'vni': 4294967296 is out of range: it takes a whole number from 0 to 16777215",
+            ),
+            (
+                r#"{"vni":-1}"#,
+                "Cannot use option 'vni': invalid type: integer `-1`, expected a whole number from 0 to 16777215",
+            ),
+            (
+                r#"{"vni":"1"}"#,
+                "Cannot use option 'vni': invalid type: string \"1\", expected a whole number from 0 to 16777215",
+            ),
             (
                 r#"{"vni":1,"peerAddr":"example.org:1"}"#,
                 "Cannot use option 'peerAddr': 'example.org:1' is not an address with a port: write one such as 192.0.2.1:6081 or [2001:db8::1]:6081",
@@ -330,16 +344,31 @@ mod tests {
                 r#"{"vni":1,"macs":["02:00:00:00:00:01","02:00:00:00:00"]}"#,
                 "Cannot use option 'macs[1]': '02:00:00:00:00' is not a hardware address: write six hexadecimal bytes such as 02:00:00:00:00:01",
             ),
-            (r#"{"vni":1,"address":"10.0.0.1/33"}"#, "Cannot use option 'address': prefix length '33' of '10.0.0.1/33' is not a number from 0 to 32"),
-            (r#"{"vni":1,"address":"10.0.0.1/+8"}"#, "Cannot use option 'address': prefix length '+8' of '10.0.0.1/+8' is not a number from 0 to 32"),
-            (r#"{"vni":1,"after":"+1"}"#, "Cannot use option 'after': '+1' is not a decimal number from 0 to 18446744073709551615"),
-            (r#"{"vni":1,"key":"00ff"}"#, "Cannot use option 'key': it takes exactly 32 or 64 hexadecimal digits (the value is not shown)"),
+            (
+                r#"{"vni":1,"address":"10.0.0.1/33"}"#,
+                "Cannot use option 'address': prefix length '33' of '10.0.0.1/33' is not a number from 0 to 32",
+            ),
+            (
+                r#"{"vni":1,"address":"10.0.0.1/+8"}"#,
+                "Cannot use option 'address': prefix length '+8' of '10.0.0.1/+8' is not a number from 0 to 32",
+            ),
+            (
+                r#"{"vni":1,"after":"+1"}"#,
+                "Cannot use option 'after': '+1' is not a decimal number from 0 to 18446744073709551615",
+            ),
+            (
+                r#"{"vni":1,"key":"00ff"}"#,
+                "Cannot use option 'key': it takes exactly 32 or 64 hexadecimal digits (the value is not shown)",
+            ),
         ];
         for (text, message) in cases {
             assert_eq!(failure(text), message, "{text}");
         }
         let unknown = failure(r#"{"vni":1,"vnis":2}"#);
-        assert!(unknown.starts_with("Cannot use option 'vnis': unknown field `vnis`, expected one of `vni`, "), "{unknown}");
+        assert!(
+            unknown.starts_with("Cannot use option 'vnis': unknown field `vnis`, expected one of `vni`, "),
+            "{unknown}"
+        );
     }
 
     #[test]

@@ -31,7 +31,7 @@ fn version_and_codes_have_texts() {
     let mut seen = std::collections::HashSet::new();
     for code in Code::ALL {
         let mut out = [0; 128];
-        let len = usize::try_from(strerror(*code as i32, &mut out)).expect(code.symbol());
+        let len = usize::try_from(strerror(*code as i32, &mut out)).unwrap();
         assert!(len > 3 && seen.insert(out[..len].to_vec()), "{} has no text of its own", code.symbol());
     }
     for unknown in [1, -17, i32::MIN, i32::MAX] {
@@ -54,8 +54,17 @@ fn a_short_output_is_left_alone() {
 
 #[test]
 fn null_and_empty_text_are_errors_with_and_without_room_for_the_reason() {
-    let functions =
-        [icx_engine_create, icx_identity_generate, icx_identity_load, icx_role, icx_tun_open, icx_udp_open, icx_pump_start, icx_control_open, icx_control_add_peer];
+    let functions = [
+        icx_engine_create,
+        icx_identity_generate,
+        icx_identity_load,
+        icx_role,
+        icx_tun_open,
+        icx_udp_open,
+        icx_pump_start,
+        icx_control_open,
+        icx_control_add_peer,
+    ];
     for f in functions {
         // SAFETY: NULL is refused with a length, and allowed without.
         assert_eq!(unsafe { f(null(), 5, null_mut(), 0) }, EINVAL);

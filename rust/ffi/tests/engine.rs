@@ -61,7 +61,10 @@ fn options_are_checked_and_the_message_says_which() {
     let cases = [
         (r#"{"underlay":"udp"}"#, "Cannot use the options: missing field `mode`"),
         (r#"{"mode":"l4","underlay":"udp"}"#, "Cannot use option 'mode': unknown variant `l4`, expected `l2` or `l3`"),
-        (r#"{"mode":"l3","underlay":"tcp"}"#, "Cannot use option 'underlay': unknown variant `tcp`, expected `udp` or `raw`"),
+        (
+            r#"{"mode":"l3","underlay":"tcp"}"#,
+            "Cannot use option 'underlay': unknown variant `tcp`, expected `udp` or `raw`",
+        ),
         (
             r#"{"mode":"l2","underlay":"udp","hostMac":"02:00:00:00:00:01"}"#,
             "Cannot use mode 'l2' alone: it takes both 'hostMac' and 'gatewayMac'",
@@ -102,7 +105,9 @@ fn the_clock_is_set_on_manual_engines_only() {
 fn networks_are_told_apart_by_code() {
     let _turn = exclusive();
     let (engine, _b) = pair();
-    let network = |vni: u32, route: &str| format!(r#"{{"vni":{vni},"peer":"192.0.2.9:1","routes":[{{"src":"{route}","dst":"{route}"}}]}}"#);
+    let network = |vni: u32, route: &str| {
+        format!(r#"{{"vni":{vni},"peer":"192.0.2.9:1","routes":[{{"src":"{route}","dst":"{route}"}}]}}"#)
+    };
     let code = |answer: Answer<u32>| answer.unwrap_err().code;
     assert_eq!(code(json_to(icx_engine_add_network, engine, &network(VNI, "10.9.0.0/16"))), Code::Exists as i32);
     assert_eq!(code(json_to(icx_engine_update_network, engine, &network(8, "10.9.0.0/16"))), Code::NotFound as i32);
@@ -127,7 +132,9 @@ fn keys_are_refused_by_code_and_never_shown() {
     let (a, b) = pair();
     let key = "33".repeat(16);
     let install = |vni: u32, rx: &str, tx: &str| {
-        let text = format!(r#"{{"vni":{vni},"rxSpi":9,"txSpi":1073741825,"rxKey":"{rx}","txKey":"{tx}","expiresAtNs":"1000"}}"#);
+        let text = format!(
+            r#"{{"vni":{vni},"rxSpi":9,"txSpi":1073741825,"rxKey":"{rx}","txKey":"{tx}","expiresAtNs":"1000"}}"#
+        );
         json_to(icx_engine_danger_install, a, &text).unwrap_err()
     };
     assert_eq!(install(9, &key, &"44".repeat(16)).code, Code::NotFound as i32);
@@ -234,10 +241,14 @@ fn bad_ranges_and_overlapping_buffers_are_refused_before_anything_is_sealed() {
     let code = unsafe { icx_engine_virt_to_phy(a, base, 100, packets.as_mut_ptr(), 1, base.wrapping_add(99), 1000) };
     assert_eq!(code, EINVAL);
     // SAFETY: packets lie within the output, which is refused before either is touched.
-    let code = unsafe { icx_engine_to_phy(a, packets.as_mut_ptr(), 1, packets.as_mut_ptr().cast::<u8>().wrapping_add(47), 200) };
+    let code = unsafe {
+        icx_engine_to_phy(a, packets.as_mut_ptr(), 1, packets.as_mut_ptr().cast::<u8>().wrapping_add(47), 200)
+    };
     assert_eq!(code, EINVAL);
     // SAFETY: a pointer that is not aligned is refused.
-    let code = unsafe { icx_engine_to_phy(a, base.wrapping_add(1 + base.align_offset(4)).cast(), 1, base.wrapping_add(1000), 1000) };
+    let code = unsafe {
+        icx_engine_to_phy(a, base.wrapping_add(1 + base.align_offset(4)).cast(), 1, base.wrapping_add(1000), 1000)
+    };
     assert_eq!(code, EINVAL);
     // SAFETY: NULL is refused.
     let code = unsafe { icx_engine_virt_to_phy(a, std::ptr::null(), 100, packets.as_mut_ptr(), 1, base, 1000) };

@@ -72,7 +72,13 @@ pub unsafe extern "C" fn icx_peer_dial(peer: u32, json: *const u8, json_len: u32
 /// # Safety
 /// `json` is readable for `json_len` bytes and `err` writable for `err_cap` bytes during the call.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn icx_peer_exchange(peer: u32, json: *const u8, json_len: u32, err: *mut u8, err_cap: u32) -> i32 {
+pub unsafe extern "C" fn icx_peer_exchange(
+    peer: u32,
+    json: *const u8,
+    json_len: u32,
+    err: *mut u8,
+    err_cap: u32,
+) -> i32 {
     // SAFETY: the contract on the buffers is the same.
     unsafe { run_json(json, json_len, err, err_cap, |call, text| control::exchange(call, peer, text)) }
 }

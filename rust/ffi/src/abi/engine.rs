@@ -32,7 +32,13 @@ pub extern "C" fn icx_engine_set_clock(engine: u32, lo: u32, hi: u32) -> i32 {
 /// # Safety
 /// `json` is readable for `json_len` bytes and `err` writable for `err_cap` bytes during the call.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn icx_engine_add_network(engine: u32, json: *const u8, json_len: u32, err: *mut u8, err_cap: u32) -> i32 {
+pub unsafe extern "C" fn icx_engine_add_network(
+    engine: u32,
+    json: *const u8,
+    json_len: u32,
+    err: *mut u8,
+    err_cap: u32,
+) -> i32 {
     // SAFETY: the contract on the buffers is the same.
     unsafe { run_json(json, json_len, err, err_cap, |call, text| engine::add_network(call, engine, text)) }
 }
@@ -43,7 +49,13 @@ pub unsafe extern "C" fn icx_engine_add_network(engine: u32, json: *const u8, js
 /// # Safety
 /// `json` is readable for `json_len` bytes and `err` writable for `err_cap` bytes during the call.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn icx_engine_update_network(engine: u32, json: *const u8, json_len: u32, err: *mut u8, err_cap: u32) -> i32 {
+pub unsafe extern "C" fn icx_engine_update_network(
+    engine: u32,
+    json: *const u8,
+    json_len: u32,
+    err: *mut u8,
+    err_cap: u32,
+) -> i32 {
     // SAFETY: the contract on the buffers is the same.
     unsafe { run_json(json, json_len, err, err_cap, |call, text| engine::update_network(call, engine, text)) }
 }
@@ -73,7 +85,13 @@ pub extern "C" fn icx_engine_set_inner_mtu(engine: u32, mtu: u32) -> i32 {
 /// # Safety
 /// `json` is readable for `json_len` bytes and `err` writable for `err_cap` bytes during the call.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn icx_engine_danger_install(engine: u32, json: *const u8, json_len: u32, err: *mut u8, err_cap: u32) -> i32 {
+pub unsafe extern "C" fn icx_engine_danger_install(
+    engine: u32,
+    json: *const u8,
+    json_len: u32,
+    err: *mut u8,
+    err_cap: u32,
+) -> i32 {
     // SAFETY: the contract on the buffers is the same.
     unsafe { run_json(json, json_len, err, err_cap, |call, text| engine::danger_install(call, engine, text)) }
 }
@@ -103,7 +121,13 @@ pub unsafe extern "C" fn icx_engine_danger_install_epoch(
 /// # Safety
 /// `json` is readable for `json_len` bytes and `err` writable for `err_cap` bytes during the call.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn icx_engine_skip_tx_counter(engine: u32, json: *const u8, json_len: u32, err: *mut u8, err_cap: u32) -> i32 {
+pub unsafe extern "C" fn icx_engine_skip_tx_counter(
+    engine: u32,
+    json: *const u8,
+    json_len: u32,
+    err: *mut u8,
+    err_cap: u32,
+) -> i32 {
     // SAFETY: the contract on the buffers is the same.
     unsafe { run_json(json, json_len, err, err_cap, |call, text| engine::skip_tx_counter(call, engine, text)) }
 }
