@@ -3,7 +3,7 @@
  * derivation and wire formats above all, runs in Rust only.
  *
  * A `quirk` records an answer that looked doubtful. The tables here say, by case name, which way ours goes and why; they
- * agree with those of the Rust tests. A quirk that no table names must still end in one verdict and one counter.
+ * agree with those of the Rust tests. Of a quirk that no table names only the counters are checked, where there are any.
  *
  * @module
  */
@@ -187,7 +187,7 @@ interface Result {
 /** One packet through an engine. */
 function transform(engine: Engine, way: "seal" | "open", packet: Uint8Array, outputBytes = 16_384): Result {
   const input = new PacketBatch({ capacity: 1, bufferBytes: Math.max(1, packet.length) });
-  const output = new PacketBatch({ capacity: 1, bufferBytes: outputBytes });
+  const output = new PacketBatch({ capacity: 1, bufferBytes: Math.max(1, outputBytes) });
   ok(input.append(packet));
   strictEqual(way === "seal" ? engine.virtToPhy(input, output) : engine.phyToVirt(input, output), 1);
   const verdict = output.verdict(0);
