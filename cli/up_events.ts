@@ -27,6 +27,7 @@ export class TunnelNarrator {
   readonly #context: TunnelContext;
   #up = false;
   #lost = false;
+  #calling = false;
 
   constructor(context: TunnelContext) {
     this.#context = context;
@@ -40,7 +41,8 @@ export class TunnelNarrator {
         if (event.state === "listening" && !this.#up) {
           return line("info", `waiting for ${peer} to call`, { event: "waiting" });
         }
-        if (event.state === "dialing" && event.previous !== "waiting" && !this.#up) {
+        if (event.state === "dialing" && !this.#calling) {
+          this.#calling = true;
           return line("info", `calling ${peer}`, { event: "waiting" });
         }
         return line("trace", `tunnel: ${event.previous} -> ${event.state}`, {

@@ -24,6 +24,17 @@ Deno.test("a tunnel that comes up and renews its keys is told once, the routine 
   );
 });
 
+Deno.test("that a peer is called is told once, however often it takes", () => {
+  deepStrictEqual(
+    narrate(
+      { type: "state", state: "dialing", previous: "resolving" },
+      { type: "state", state: "waiting", previous: "dialing" },
+      { type: "state", state: "dialing", previous: "resolving" },
+    ),
+    [["info", "waiting"], ["trace", "state"], ["trace", "state"]],
+  );
+});
+
 Deno.test("a lost session is a warning, and its return is told", () => {
   deepStrictEqual(
     narrate(
