@@ -22,7 +22,7 @@ pub const MASTER_KEY_LEN: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KdfError {
-    #[error("the root secret has {ROOT_SECRET_LEN} bytes, got {0}")]
+    #[error("the root secret has at least {ROOT_SECRET_LEN} bytes, got {0}")]
     RootLength(usize),
     #[error("a master key has {MASTER_KEY_LEN} bytes, got {0}")]
     MasterLength(usize),
@@ -41,21 +41,20 @@ impl From<Unspecified> for KdfError {
 }
 
 /// What both ends export from the TLS session. Erased when dropped, which is right after [`MasterKeys`] exist.
-pub struct RootSecret(Zeroizing<[u8; ROOT_SECRET_LEN]>);
+pub struct RootSecret(Zeroizing<Vec<u8>>);
 
 impl RootSecret {
+    /// [`ROOT_SECRET_LEN`] bytes or more.
     pub fn from_slice(secret: &[u8]) -> Result<Self, KdfError> {
-        let mut root = RootSecret(Zeroizing::new([0; ROOT_SECRET_LEN]));
-        if secret.len() != ROOT_SECRET_LEN {
+        if secret.len() < ROOT_SECRET_LEN {
             return Err(KdfError::RootLength(secret.len()));
         }
-        root.0.copy_from_slice(secret);
-        Ok(root)
+        Ok(RootSecret(Zeroizing::new(secret.to_vec())))
     }
 
     /// The secret of `connection`.
     pub(crate) fn export(connection: &quinn::Connection) -> Result<Self, KdfError> {
-        let mut root = RootSecret(Zeroizing::new([0; ROOT_SECRET_LEN]));
+        let mut root = RootSecret(Zeroizing::new(vec![0; ROOT_SECRET_LEN]));
         connection
             .export_keying_material(&mut root.0[..], EXPORTER_LABEL, EXPORTER_CONTEXT)
             .map_err(|_| KdfError::Library)?;

@@ -58,8 +58,9 @@ pub(crate) fn receive(shared: &Arc<Shared>, incoming: Incoming) {
     match incoming.accept_with(config) {
         Ok(connecting) => {
             let shared = Arc::clone(shared);
+            // Counted from here on: the task may start only after many more have come in.
+            let guard = shared.count_handshake();
             tokio::spawn(async move {
-                let guard = shared.count_handshake();
                 let outcome = handshake(&shared, connecting, &verifier).await;
                 drop(guard);
                 match outcome {

@@ -81,11 +81,7 @@ fn derive_sa_key(case: &Case) {
 }
 
 fn derive_master_keys(case: &Case) {
-    // A case without a secret is one whose length is in its name.
-    let root = case.find_bytes("root_secret").unwrap_or_else(|| match case.name.as_str() {
-        "empty" => Vec::new(),
-        name => vec![0; name.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{case}"))],
-    });
+    let root = case.bytes("root_secret");
     let masters = RootSecret::from_slice(&root).and_then(MasterKeys::derive);
     assert_eq!(masters.is_ok(), case.is_ok(), "{case}");
     if let Ok(masters) = masters {
