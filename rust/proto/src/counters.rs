@@ -98,71 +98,147 @@ const LAST_RX: usize = 25;
 const LAST_TX: usize = 26;
 const LAST_KEEPALIVE: usize = 27;
 
+const LANES: usize = lane::COUNT;
+
 impl CounterSnapshot {
     pub fn get(&self, name: &str) -> Option<u64> {
         COUNTER_NAMES.iter().position(|&n| n == name).map(|at| self.values[at])
     }
 }
 
-/// Live counters. The two directions lie on cache lines of their own, since different threads drive them.
+/// Live counters. What every packet moves is kept in lanes, one for each thread, so that threads neither wait for each
+/// other's cache lines nor need an atomic addition; drops and times are shared.
 #[derive(Default)]
 pub(crate) struct Counters {
-    rx: RxCounters,
-    tx: TxCounters,
+    lanes: [Traffic; LANES],
+    /// For the threads that have no lane of their own.
+    shared: Traffic,
+    drops: Drops,
+}
+
+/// Packets and bytes.
+#[derive(Default)]
+#[repr(align(128))]
+struct Traffic {
+    rx: [AtomicU64; 2],
+    tx: [AtomicU64; 2],
 }
 
 #[derive(Default)]
 #[repr(align(128))]
-struct RxCounters {
-    packets_bytes_drops: [AtomicU64; TX],
-    last: AtomicU64,
-}
-
-#[derive(Default)]
-#[repr(align(128))]
-struct TxCounters {
-    packets_bytes_drops: [AtomicU64; LAST_RX - TX],
-    last: AtomicU64,
+struct Drops {
+    rx: [AtomicU64; TX - RX_DROPS],
+    last_rx: AtomicU64,
+    tx: [AtomicU64; LAST_RX - TX_DROPS],
+    last_tx: AtomicU64,
     last_keepalive: AtomicU64,
 }
 
 impl Counters {
+    #[inline]
     pub(crate) fn received(&self, now: Instant, packets: u64, bytes: u64) {
-        self.rx.packets_bytes_drops[0].fetch_add(packets, Ordering::Relaxed);
-        self.rx.packets_bytes_drops[1].fetch_add(bytes, Ordering::Relaxed);
-        self.rx.last.store(now.as_nanos(), Ordering::Relaxed);
+        self.add(|traffic| &traffic.rx, packets, bytes);
+        self.drops.last_rx.store(now.as_nanos(), Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn sent(&self, now: Instant, packets: u64, bytes: u64) {
-        self.tx.packets_bytes_drops[0].fetch_add(packets, Ordering::Relaxed);
-        self.tx.packets_bytes_drops[1].fetch_add(bytes, Ordering::Relaxed);
-        self.tx.last.store(now.as_nanos(), Ordering::Relaxed);
+        self.add(|traffic| &traffic.tx, packets, bytes);
+        self.drops.last_tx.store(now.as_nanos(), Ordering::Relaxed);
     }
 
     /// A keepalive is a sent packet of no bytes, and leaves `last_tx` to the data.
     pub(crate) fn sent_keepalive(&self, now: Instant) {
-        self.tx.packets_bytes_drops[0].fetch_add(1, Ordering::Relaxed);
-        self.tx.last_keepalive.store(now.as_nanos(), Ordering::Relaxed);
+        self.add(|traffic| &traffic.tx, 1, 0);
+        self.drops.last_keepalive.store(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn add(&self, side: impl Fn(&Traffic) -> &[AtomicU64; 2], packets: u64, bytes: u64) {
+        match lane::mine() {
+            Some(lane) => {
+                // The thread is the lane's only writer: nothing is lost between the load and the store.
+                for (counter, by) in side(&self.lanes[lane]).iter().zip([packets, bytes]) {
+                    counter.store(counter.load(Ordering::Relaxed) + by, Ordering::Relaxed);
+                }
+            }
+            None => {
+                for (counter, by) in side(&self.shared).iter().zip([packets, bytes]) {
+                    counter.fetch_add(by, Ordering::Relaxed);
+                }
+            }
+        }
     }
 
     pub(crate) fn rx_dropped(&self, reason: RxDrop) {
-        self.rx.packets_bytes_drops[RX_DROPS + reason as usize].fetch_add(1, Ordering::Relaxed);
+        self.drops.rx[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn tx_dropped(&self, reason: TxDrop, packets: u64) {
-        self.tx.packets_bytes_drops[TX_DROPS - TX + reason as usize].fetch_add(packets, Ordering::Relaxed);
+        self.drops.tx[reason as usize].fetch_add(packets, Ordering::Relaxed);
     }
 
     pub(crate) fn snapshot(&self) -> CounterSnapshot {
         let mut values = [0; COUNTER_NAMES.len()];
-        let live = self.rx.packets_bytes_drops.iter().chain(&self.tx.packets_bytes_drops);
-        for (value, live) in values.iter_mut().zip(live) {
-            *value = live.load(Ordering::Relaxed);
+        for traffic in self.lanes.iter().chain([&self.shared]) {
+            for at in 0..2 {
+                values[at] += traffic.rx[at].load(Ordering::Relaxed);
+                values[TX + at] += traffic.tx[at].load(Ordering::Relaxed);
+            }
         }
-        values[LAST_RX] = self.rx.last.load(Ordering::Relaxed);
-        values[LAST_TX] = self.tx.last.load(Ordering::Relaxed);
-        values[LAST_KEEPALIVE] = self.tx.last_keepalive.load(Ordering::Relaxed);
+        let Drops { rx, last_rx, tx, last_tx, last_keepalive } = &self.drops;
+        for (value, drops) in values[RX_DROPS..TX].iter_mut().zip(rx) {
+            *value = drops.load(Ordering::Relaxed);
+        }
+        for (value, drops) in values[TX_DROPS..LAST_RX].iter_mut().zip(tx) {
+            *value = drops.load(Ordering::Relaxed);
+        }
+        values[LAST_RX] = last_rx.load(Ordering::Relaxed);
+        values[LAST_TX] = last_tx.load(Ordering::Relaxed);
+        values[LAST_KEEPALIVE] = last_keepalive.load(Ordering::Relaxed);
         CounterSnapshot { values }
+    }
+}
+
+/// Lanes: small numbers, each held by at most one living thread of the process.
+mod lane {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    pub(super) const COUNT: usize = 16;
+
+    /// One bit for each lane that a thread holds.
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+
+    thread_local! {
+        static LANE: Lane = Lane::claim();
+    }
+
+    /// Given back when the thread ends.
+    struct Lane(Option<usize>);
+
+    impl Lane {
+        fn claim() -> Self {
+            // Acquire, for what the holder before has written; its release is in `drop`.
+            let taken = TAKEN.fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
+                let free = taken.trailing_ones() as usize;
+                (free < COUNT).then(|| taken | 1 << free)
+            });
+            Lane(taken.ok().map(|taken| taken.trailing_ones() as usize))
+        }
+    }
+
+    impl Drop for Lane {
+        fn drop(&mut self) {
+            if let Some(lane) = self.0 {
+                TAKEN.fetch_and(!(1 << lane), Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// The lane of this thread; `None` when all are held, and at the very end of the thread.
+    #[inline]
+    pub(super) fn mine() -> Option<usize> {
+        LANE.try_with(|lane| lane.0).ok().flatten()
     }
 }
 
@@ -227,5 +303,30 @@ mod tests {
         assert_eq!((value("rx_packets"), value("rx_bytes"), value("last_rx")), (2, 100, 5));
         assert_eq!((value("tx_packets"), value("tx_bytes"), value("last_tx")), (4, 200, 6));
         assert_eq!(value("last_keepalive"), 7);
+    }
+
+    #[test]
+    fn traffic_adds_up_over_more_threads_than_lanes_and_after_they_end() {
+        let counters = Counters::default();
+        for _ in 0..3 {
+            let barrier = std::sync::Barrier::new(2 * LANES);
+            std::thread::scope(|scope| {
+                for _ in 0..2 * LANES {
+                    scope.spawn(|| {
+                        // All of them are alive at once, so half have no lane.
+                        barrier.wait();
+                        for _ in 0..1000 {
+                            counters.received(Instant::from_nanos(1), 1, 10);
+                            counters.sent(Instant::from_nanos(1), 2, 20);
+                        }
+                        barrier.wait();
+                    });
+                }
+            });
+        }
+        let seen = counters.snapshot();
+        let rounds = 3 * 2 * LANES as u64 * 1000;
+        let traffic = ["rx_packets", "rx_bytes", "tx_packets", "tx_bytes"].map(|name| seen.get(name).unwrap());
+        assert_eq!(traffic, [rounds, 10 * rounds, 2 * rounds, 20 * rounds]);
     }
 }
