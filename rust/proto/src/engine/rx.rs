@@ -150,11 +150,11 @@ impl Engine {
             .key
             .open(inbound.nonce, &frame[inbound.header.clone()], &frame[inbound.text.clone()], tag, plain)
             .map_err(|_| RxDrop::AuthFailed)?;
-        let inner = self.accept(now, inbound, plain)?;
-        Ok(inner.map(|inner| {
-            self.write_link_header(link, &inner);
-            front + plain.len()
-        }))
+        let deliver = accept(now, inbound, plain)?;
+        if deliver {
+            self.write_link_header(link, inbound.protocol);
+        }
+        Ok(deliver.then_some(front + plain.len()))
     }
 
     /// Opens within `frame`. `None`: there is nothing to deliver.
@@ -172,46 +172,21 @@ impl Engine {
             .key
             .open_in_place(inbound.nonce, &head[inbound.header.clone()], text, &tag[..geneve::TAG_LEN])
             .map_err(|_| RxDrop::AuthFailed)?;
-        let inner = self.accept(now, inbound, text)?;
-        Ok(inner.map(|inner| {
-            // The Geneve header in front is longer than an Ethernet header.
-            let at = start - self.link_header_len();
-            self.write_link_header(&mut head[at..], &inner);
-            at..end
-        }))
-    }
-
-    /// Steps 9 to 11: the packet is authentic. Moves the replay window, and looks at what came out.
-    #[inline]
-    fn accept(&self, now: Instant, inbound: &Inbound<'_>, plain: &[u8]) -> Result<Option<Inner>, RxDrop> {
-        let sa = inbound.sa;
-        let [_, _, _, _, counter @ ..] = inbound.nonce;
-        let counter = u64::from_be_bytes(counter);
-        // Senders start at 1.
-        if counter == 0 || !sa.window.check_and_update(counter) {
-            return Err(RxDrop::Replayed);
+        let deliver = accept(now, inbound, text)?;
+        // The Geneve header in front is longer than an Ethernet header.
+        let at = start - self.link_header_len();
+        if deliver {
+            self.write_link_header(&mut head[at..], inbound.protocol);
         }
-        if sa.is_unproven() {
-            inbound.entry.keys.rx_proven(now, sa);
-        }
-        if inbound.protocol == PROTOCOL_OUT_OF_BAND {
-            return Ok(None);
-        }
-        let inner = Inner::parse(plain).map_err(|_| RxDrop::BadInner)?;
-        if inner.protocol_type() != inbound.protocol {
-            return Err(RxDrop::BadInner);
-        }
-        inbound.entry.receive.check(&inner)?;
-        Ok(Some(inner))
+        Ok(deliver.then_some(at..end))
     }
 
     /// Fills the bytes in front of a delivered packet: an Ethernet header, or none.
     #[inline]
-    fn write_link_header(&self, link: &mut [u8], inner: &Inner) {
+    fn write_link_header(&self, link: &mut [u8], ethertype: u16) {
         if let Mode::L2 { host_mac, gateway_mac } = self.mode
             && let Some(link) = link.first_chunk_mut()
         {
-            let ethertype = inner.protocol_type();
             ethernet::Header { destination: host_mac, source: gateway_mac, ethertype }.emit(link);
         }
     }
@@ -241,4 +216,28 @@ impl Engine {
         entry.map_or(&self.counters, |entry| &entry.network.counters).rx_dropped(reason);
         RxVerdict::Drop(reason)
     }
+}
+
+/// Steps 9 to 11: the packet is authentic. Moves the replay window, and looks at what came out. `false`: there is
+/// nothing to deliver. What is to be delivered is an IP packet of the kind that the protocol type says.
+#[inline]
+fn accept(now: Instant, inbound: &Inbound<'_>, plain: &[u8]) -> Result<bool, RxDrop> {
+    let [_, _, _, _, counter @ ..] = inbound.nonce;
+    let counter = u64::from_be_bytes(counter);
+    // Senders start at 1.
+    if counter == 0 || !inbound.sa.window.check_and_update(counter) {
+        return Err(RxDrop::Replayed);
+    }
+    if inbound.sa.is_unproven() {
+        inbound.entry.keys.rx_proven(now, inbound.sa);
+    }
+    if inbound.protocol == PROTOCOL_OUT_OF_BAND {
+        return Ok(false);
+    }
+    let inner = Inner::parse(plain).map_err(|_| RxDrop::BadInner)?;
+    if inner.protocol_type() != inbound.protocol {
+        return Err(RxDrop::BadInner);
+    }
+    inbound.entry.receive.check(&inner)?;
+    Ok(true)
 }
