@@ -54,7 +54,8 @@ export class Running {
   }
 
   kill(signal: NodeJS.Signals): void {
-    this.#child.kill(signal);
+    // Not `child.kill`: Deno then reports the signal even where the process caught it and exited by itself.
+    if (this.running && this.#child.pid !== undefined) process.kill(this.#child.pid, signal);
   }
 
   /** Resolves once `found` gives something else than undefined for the output so far. */
@@ -63,9 +64,9 @@ export class Running {
     while (true) {
       const value = found();
       if (value !== undefined) return value;
-      if (!this.running) throw new Error(`ended before ${what}:\n${this.stdout}\n${this.stderr}`);
+      if (!this.running) throw new Error(`ended before ${what}:\n${this.#tail()}`);
       const left = end - Date.now();
-      if (left <= 0) throw new Error(`not within ${timeoutMs} ms: ${what}\n${this.stdout}\n${this.stderr}`);
+      if (left <= 0) throw new Error(`not within ${timeoutMs} ms: ${what}\n${this.#tail()}`);
       await new Promise<void>((resolve) => {
         const timer = setTimeout(resolve, Math.min(left, 200));
         this.#waiting.add(() => {
@@ -74,6 +75,12 @@ export class Running {
         });
       });
     }
+  }
+
+  /** The end of what it printed. */
+  #tail(): string {
+    const lines = `${this.stdout}\n${this.stderr}`.split("\n").filter((line) => !line.includes('"event":"counters"'));
+    return lines.slice(-20).join("\n");
   }
 
   #take(stream: "stdout" | "stderr", text: string): void {
@@ -170,7 +177,8 @@ export class Node {
     for (const line of this.process.stderr.split("\n")) {
       if (!line.startsWith("{")) continue;
       try {
-        events.push(JSON.parse(line) as Record<string, unknown>);
+        const { message, properties } = JSON.parse(line) as { message: string; properties: Record<string, unknown> };
+        events.push({ message, ...properties });
       } catch {
         // The last line may still be on its way.
       }
@@ -190,7 +198,7 @@ export class Node {
   /** Counters from the first statistics line that is written after now. */
   async counters(): Promise<Counters> {
     const from = this.events().length;
-    const event = await this.event("stats", 5_000, from);
+    const event = await this.event("counters", 5_000, from);
     return event["counters"] as Counters;
   }
 

@@ -108,7 +108,7 @@ privileged("rate limit: what passes stays under it, the rest is counted", async 
   // A window before and one after belong to the bound; keepalives are among what passed.
   assert(passed <= 100 * (seconds + 1), `${passed} passed in ${seconds} s`);
   assert(passed >= 100, `${passed} passed`);
-  assert(limited >= 500, `${limited} were over the limit`);
+  assert(limited >= 200, `${limited} were over the limit`);
   await a.stop();
   await b.stop();
 });
