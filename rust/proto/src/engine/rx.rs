@@ -119,7 +119,7 @@ impl Engine {
         let nonce = geneve.nonce.ok_or(known(RxDrop::Malformed))?;
         let sa = entry.keys.find_rx(geneve.key_epoch).ok_or(known(RxDrop::NoKey))?;
         let key = sa.usable(now).map_err(known)?;
-        let [s0, s1, s2, s3, ..] = nonce;
+        let [s0, s1, s2, s3, ..] = *nonce;
         if u32::from_be_bytes([s0, s1, s2, s3]) != geneve.key_epoch {
             return Err(known(RxDrop::SpiMismatch));
         }
@@ -130,7 +130,7 @@ impl Engine {
         // Too short for a tag is not authentic.
         let end = datagram.end.checked_sub(geneve::TAG_LEN).filter(|&end| end >= start);
         let text = start..end.ok_or(known(RxDrop::AuthFailed))?;
-        Ok(Inbound { entry, sa, key, protocol: geneve.protocol, nonce, header: datagram.start..start, text })
+        Ok(Inbound { entry, sa, key, protocol: geneve.protocol, nonce: *nonce, header: datagram.start..start, text })
     }
 
     /// Opens into the start of `out`. `None`: there is nothing to deliver.

@@ -83,13 +83,13 @@ pub fn emit(header: &TunnelHeader, out: &mut [u8; HEADER_LEN]) {
 
 /// What the receiver of a tunnel packet needs of its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Parsed {
+pub struct Parsed<'a> {
     pub protocol: u16,
     pub vni: Vni,
     /// The first word of the KeyEpoch option; 0 when that is missing or empty.
     pub key_epoch: u32,
     /// The value of the TxCounter option; `None` when there is none of exactly three words.
-    pub nonce: Option<[u8; NONCE_LEN]>,
+    pub nonce: Option<&'a [u8; NONCE_LEN]>,
     /// Where the ciphertext begins, which is where the additional authenticated data ends.
     pub payload_offset: usize,
 }
@@ -115,7 +115,7 @@ pub enum GeneveError {
 /// Reads the header of a tunnel packet. O, C and the reserved bits are ignored; of two options of one kind the
 /// first counts.
 #[inline]
-pub fn parse(datagram: &[u8]) -> Result<Parsed, GeneveError> {
+pub fn parse(datagram: &[u8]) -> Result<Parsed<'_>, GeneveError> {
     match datagram.first_chunk::<HEADER_LEN>() {
         Some(header) if is_standard(header) => Ok(parse_standard(header)),
         _ => parse_any(datagram),
@@ -131,19 +131,19 @@ fn is_standard(header: &[u8; HEADER_LEN]) -> bool {
 }
 
 #[inline]
-fn parse_standard(header: &[u8; HEADER_LEN]) -> Parsed {
+fn parse_standard(header: &[u8; HEADER_LEN]) -> Parsed<'_> {
     let [_, _, p0, p1, v0, v1, v2, _, _, _, _, _, e0, e1, e2, e3, _, _, _, _, ref nonce @ ..] = *header;
     Parsed {
         protocol: u16::from_be_bytes([p0, p1]),
         vni: Vni::from_be_bytes([v0, v1, v2]),
         key_epoch: u32::from_be_bytes([e0, e1, e2, e3]),
-        nonce: Some(*nonce),
+        nonce: Some(nonce),
         payload_offset: HEADER_LEN,
     }
 }
 
 #[cold]
-fn parse_any(datagram: &[u8]) -> Result<Parsed, GeneveError> {
+fn parse_any(datagram: &[u8]) -> Result<Parsed<'_>, GeneveError> {
     let (header, payload_offset) = Header::parse(datagram)?;
     let value_of = |kind| header.options.iter().find(|o| o.class == OPTION_CLASS && o.kind == kind).map(|o| o.value);
     Ok(Parsed {
@@ -366,7 +366,7 @@ mod tests {
         }
         let mut options = vec![0xff, 0, 0x82, 3];
         options.resize(16, 5);
-        assert_eq!(parse(&with_options(&options)).unwrap().nonce, Some([5; 12]));
+        assert_eq!(parse(&with_options(&options)).unwrap().nonce, Some(&[5; 12]));
     }
 
     #[test]
@@ -442,7 +442,7 @@ mod tests {
             let mut nonce = [0; NONCE_LEN];
             nonce[..4].copy_from_slice(&spi.to_be_bytes());
             nonce[4..].copy_from_slice(&counter.to_be_bytes());
-            let expected = Parsed { protocol, vni, key_epoch: spi, nonce: Some(nonce), payload_offset: HEADER_LEN };
+            let expected = Parsed { protocol, vni, key_epoch: spi, nonce: Some(&nonce), payload_offset: HEADER_LEN };
             prop_assert_eq!(parse(&header), Ok(expected));
             prop_assert_eq!(parse_any(&header), Ok(expected));
             prop_assert_eq!(parse(&[&header[..], &tail].concat()), Ok(expected));
