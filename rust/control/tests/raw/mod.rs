@@ -204,12 +204,15 @@ pub(crate) async fn read_offer(recv: &mut RecvStream) -> SaOffer {
     SaOffer::decode(&frame[2..]).unwrap()
 }
 
-/// Offers `rx_spi`, leaves the stream open, and returns what came back.
+/// Offers `rx_spi`, leaves the stream open, and returns what came back. Panics when nothing comes.
 pub(crate) async fn offer_and_read(connection: &Connection, rx_spi: u32) -> (SaOffer, SendStream, RecvStream) {
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    send.write_all(&offer(0, rx_spi)).await.unwrap();
-    let answer = read_offer(&mut recv).await;
-    (answer, send, recv)
+    let exchange = async {
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        send.write_all(&offer(0, rx_spi)).await.unwrap();
+        let answer = read_offer(&mut recv).await;
+        (answer, send, recv)
+    };
+    tokio::time::timeout(Duration::from_secs(8), exchange).await.expect("a stream and an answer in time")
 }
 
 /// The application code with which the peer closes the connection.
