@@ -6,7 +6,6 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { type ChildProcess, spawn } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -26,36 +25,26 @@ export interface Outcome {
   readonly stderr: string;
 }
 
-/** A process with its output collected line by line. */
+/** A process with its output collected as it comes. */
 export class Running {
-  readonly #child: ChildProcess;
+  readonly #child: Deno.ChildProcess;
   readonly #waiting = new Set<() => void>();
   readonly ended: Promise<Outcome>;
+  running = true;
   stdout = "";
   stderr = "";
 
   constructor(argv: readonly string[]) {
     const [command, ...args] = argv;
     assert(command !== undefined);
-    this.#child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"] });
-    this.#child.stdout?.setEncoding("utf8").on("data", (text: string) => this.#take("stdout", text));
-    this.#child.stderr?.setEncoding("utf8").on("data", (text: string) => this.#take("stderr", text));
-    this.ended = new Promise((resolve, reject) => {
-      this.#child.once("error", reject);
-      this.#child.once("close", (code) => {
-        this.#wake();
-        resolve({ code, stdout: this.stdout, stderr: this.stderr });
-      });
-    });
+    this.#child = new Deno.Command(command, { args, stdin: "null", stdout: "piped", stderr: "piped" }).spawn();
+    this.ended = this.#follow();
+    // Whoever awaits it sees a failure; a process that nobody waits for must not end the test run.
+    this.ended.catch(() => {});
   }
 
-  get running(): boolean {
-    return this.#child.exitCode === null && this.#child.signalCode === null;
-  }
-
-  kill(signal: NodeJS.Signals): void {
-    // Not `child.kill`: Deno then reports the signal even where the process caught it and exited by itself.
-    if (this.running && this.#child.pid !== undefined) process.kill(this.#child.pid, signal);
+  kill(signal: Deno.Signal): void {
+    if (this.running) this.#child.kill(signal);
   }
 
   /** Resolves once `found` gives something else than undefined for the output so far. */
@@ -77,15 +66,24 @@ export class Running {
     }
   }
 
+  async #follow(): Promise<Outcome> {
+    const [status] = await Promise.all([this.#child.status, this.#collect("stdout"), this.#collect("stderr")]);
+    this.running = false;
+    this.#wake();
+    return { code: status.signal === null ? status.code : null, stdout: this.stdout, stderr: this.stderr };
+  }
+
+  async #collect(stream: "stdout" | "stderr"): Promise<void> {
+    for await (const text of this.#child[stream].pipeThrough(new TextDecoderStream())) {
+      this[stream] += text;
+      this.#wake();
+    }
+  }
+
   /** The end of what it printed. */
   #tail(): string {
     const lines = `${this.stdout}\n${this.stderr}`.split("\n").filter((line) => !line.includes('"event":"counters"'));
     return lines.slice(-20).join("\n");
-  }
-
-  #take(stream: "stdout" | "stderr", text: string): void {
-    this[stream] += text;
-    this.#wake();
   }
 
   #wake(): void {
@@ -327,13 +325,7 @@ export class Lab {
     for (const host of [this.a, this.b]) {
       // Whatever else still runs in there would keep the namespace alive.
       const pids = (await run(["ip", "netns", "pids", host.ns])).stdout.split("\n").filter((pid) => pid !== "");
-      for (const pid of pids) {
-        try {
-          process.kill(Number(pid), "SIGKILL");
-        } catch {
-          // It has ended by itself.
-        }
-      }
+      if (pids.length > 0) await host.run(["kill", "-KILL", ...pids]);
       await run(["ip", "netns", "del", host.ns]);
     }
     await rm(this.directory, { recursive: true, force: true });
