@@ -24,6 +24,7 @@ const TESTS: readonly Package[] = [
   { name: "ethtool", why: "tests switch device offloads" },
   { name: "iperf3", why: "tests measure and load the tunnel" },
   { name: "nftables", why: "tests block and drop traffic" },
+  { name: "openssl", why: "tests make long reproducible streams" },
   { name: "socat", why: "tests move data over TCP and UDP" },
   { name: "tcpdump", why: "tests look at what is on the wire" },
 ];

@@ -325,7 +325,7 @@ export class Lab {
     for (const host of [this.a, this.b]) {
       // Whatever else still runs in there would keep the namespace alive.
       const pids = (await run(["ip", "netns", "pids", host.ns])).stdout.split("\n").filter((pid) => pid !== "");
-      if (pids.length > 0) await host.run(["kill", "-KILL", ...pids]);
+      if (pids.length > 0) await host.run(["sh", "-c", `kill -KILL ${pids.join(" ")}`]);
       await run(["ip", "netns", "del", host.ns]);
     }
     await rm(this.directory, { recursive: true, force: true });
