@@ -161,6 +161,8 @@ export class Lifecycle {
   #session: number | undefined;
   /** Whether an exchange was finished on the current session. */
   #proven = false;
+  /** The peer gave our session to another node with our key, and no session since then has lasted to its rekey. */
+  #contended = false;
   #remote: string | undefined;
   #sessions = 0;
   #exchanges = 0;
@@ -400,9 +402,10 @@ export class Lifecycle {
 
   #exchangeDone(now: number, input: LifecycleInput & { type: "exchange-done" }): void {
     if (input.session !== this.#session || this.#state === "closing") return;
+    if (this.#proven) this.#contended = false;
     this.#proven = true;
     this.#exchanges += 1;
-    this.#backoff.reset();
+    if (!this.#contended) this.#backoff.reset();
     this.#reportedAt = undefined;
     this.#enter("up", this.#role === "initiator" ? now + this.#rekeyIntervalMs : undefined);
     this.#tell({ type: "keys", rxSpi: input.rxSpi, txSpi: input.txSpi, exchanges: this.#exchanges });
@@ -414,10 +417,15 @@ export class Lifecycle {
       this.#closed(now);
       return;
     }
-    this.#tell({ type: "session-lost", reason: input.reason, superseded: input.superseded });
+    // A responder's session was replaced by a newer one of the same peer; an initiator's is lost to someone else.
+    const replaced = input.superseded && this.#role === "responder";
+    this.#tell({ type: "session-lost", reason: input.reason, superseded: replaced });
     this.#reason = input.reason;
-    // A peer that gave its session to another node with our key would do so again: no hurry then.
-    if (input.superseded) this.#proven = false;
+    // The other node with our key takes the session back as we did: whoever hurries makes both go round in circles.
+    if (input.superseded) {
+      this.#proven = false;
+      this.#contended = true;
+    }
     this.#closed(now);
   }
 

@@ -81,7 +81,7 @@ function describe(event: TunnelEvent): string {
     case "unreachable":
       return `unreachable: ${event.reason} (${event.attempts}, ${event.delayMs} ms)`;
     case "session-lost":
-      return `session-lost: ${event.reason}`;
+      return `session-${event.superseded ? "replaced" : "lost"}: ${event.reason}`;
     case "no-return-traffic":
       return `no-return-traffic for ${event.afterMs} ms`;
     default:
@@ -233,6 +233,32 @@ Deno.test("an initiator whose session went to another node with its key does not
   bench.connect();
   bench.handle({ type: "session-lost", session: 1, reason: "superseded", superseded: true });
   strictEqual(bench.lifecycle.state, "waiting");
+  ok(bench.take().includes("! session-lost: superseded"), "a loss, not a replacement");
+});
+
+Deno.test("an initiator that shares its key with another node takes its session back ever more slowly, and is reset by a rekey", () => {
+  const bench = new Bench({ rekeyIntervalMs: 60_000 });
+  bench.connect();
+  const dials: number[] = [];
+  let session = 1;
+  const contest = () => {
+    bench.handle({ type: "session-lost", session, reason: "superseded", superseded: true });
+    while (bench.lifecycle.state === "waiting") bench.advance((bench.lifecycle.pollTimeout() ?? bench.now) - bench.now);
+    dials.push(bench.now);
+    bench.handle({ type: "resolved", addresses: ["192.0.2.1:6082"] });
+    session += 1;
+    bench.handle({ type: "session-up", session, remote: "192.0.2.1:6082" });
+    bench.handle({ type: "exchange-done", session, rxSpi: session, txSpi: session });
+  };
+  for (let round = 0; round < 10; round++) contest();
+  const gaps = dials.slice(1).map((dial, index) => dial - (dials[index] ?? 0));
+  deepStrictEqual(gaps, [100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000]);
+
+  bench.advance(60_000);
+  bench.handle({ type: "exchange-done", session, rxSpi: 99, txSpi: 99 });
+  contest();
+  contest();
+  strictEqual((dials.at(-1) ?? 0) - (dials.at(-2) ?? 0), 100);
 });
 
 Deno.test("events of another session change nothing", () => {

@@ -17,6 +17,7 @@ use crate::dial::{self, Dial};
 use crate::event::{ControlEvent, PeerId};
 use crate::identity::{Identity, IdentityError};
 use crate::listen;
+use crate::load;
 use crate::peer::{CommandError, Peer, PeerConfig, PeerStatus};
 use crate::registry::{AddPeerError, Registry};
 use crate::role::Role;
@@ -249,7 +250,7 @@ fn server_config(tls: &TlsFactory) -> Result<ServerConfig, TlsError> {
     config
         .transport_config(transport::transport_config(Role::Responder))
         .validation_token_config(tokens)
-        .max_incoming(listen::REFUSE_ABOVE)
+        .max_incoming(load::REFUSE_FROM)
         .incoming_buffer_size(INCOMING_BUFFER)
         .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
     Ok(config)

@@ -55,7 +55,8 @@ pub enum ControlEventKind {
         remote: SocketAddr,
         session: SessionId,
     },
-    /// A session ended. `superseded`: by a newer one of the same peer. `reset`: the peer no longer knows it, i.e. restarted.
+    /// A session ended. `superseded`: on a responder, by a newer one of the same peer; on an initiator, the peer says so of
+    /// one with this node's key, which another process must have then. `reset`: the peer no longer knows it, i.e. restarted.
     SessionLost {
         session: SessionId,
         reason: String,

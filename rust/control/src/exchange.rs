@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::Clock;
 use crate::codec::{DecodeError, FRAME_HEADER_LEN, FrameTooLarge, Message, SaOffer, frame_len};
 use crate::kdf::KdfError;
-use crate::peer::PeerConfig;
+use crate::peer::Peer;
 use crate::reason;
 use crate::sa::{self, PairError};
 use crate::session::Session;
@@ -66,6 +66,8 @@ pub(crate) enum ExchangeError {
     Install(#[from] InstallError),
     #[error("the stream was closed on this side")]
     Closed,
+    #[error("the session ended or was superseded before the exchange was done")]
+    NotCurrent,
 }
 
 impl From<ReadExactError> for ExchangeError {
@@ -98,7 +100,7 @@ impl From<quinn::ClosedStream> for ExchangeError {
 /// A session together with where its keys go.
 pub(crate) struct Exchange<'a> {
     pub(crate) session: &'a Session,
-    pub(crate) config: &'a PeerConfig,
+    pub(crate) peer: &'a Peer,
     pub(crate) clock: &'a Clock,
 }
 
@@ -115,22 +117,34 @@ impl Exchange<'_> {
 
     async fn offer(&self) -> Result<(Exchanged, RecvStream), ExchangeError> {
         let session = self.session;
-        let rx_spi = session.ledger().spis.allocate(MasterIndex::Zero)?;
-        self.install_rx(rx_spi, session.masters.sa_key(rx_spi, SUITE)?)?;
-
         let (mut send, mut recv) = session.connection.open_bi().await.map_err(ExchangeError::Session)?;
+        // From the offer on the peer may seal for this key whether or not its answer arrives. So the key stays even if the
+        // exchange fails; the next one that succeeds supersedes it, and the engine bounds how many there are.
+        let rx_spi = self.while_current(|| {
+            let rx_spi = session.ledger().spis.allocate(MasterIndex::Zero)?;
+            self.install_rx(rx_spi, session.masters.sa_key(rx_spi, SUITE)?)?;
+            Ok(rx_spi)
+        })?;
         // One write and the end at once make one STREAM frame: there are peers that retire a stream only if its end came
         // together with the last byte that they read.
         send.write_all(&SaOffer { suite: SUITE.number(), rx_spi: rx_spi.get() }.encode_framed()).await?;
         send.finish()?;
 
         let answer = read_offer(&mut recv).await?;
-        let keys = sa::pair(&session.masters, session.role, SUITE, rx_spi, answer.suite, answer.rx_spi)?;
-        session.ledger().announced.announce(keys.tx_spi)?;
-        self.install_tx(keys.tx_spi, keys.tx_key, TxSwitch::Now)?;
-        self.confirm_rx(rx_spi);
-        session.ledger().last_rx = Some(rx_spi);
-        Ok((Exchanged { rx_spi, tx_spi: keys.tx_spi }, recv))
+        let exchanged = self.while_current(|| {
+            let keys = sa::pair(&session.masters, session.role, SUITE, rx_spi, answer.suite, answer.rx_spi)?;
+            session.ledger().announced.announce(keys.tx_spi)?;
+            self.install_tx(keys.tx_spi, keys.tx_key, TxSwitch::Now)?;
+            self.confirm_rx(rx_spi);
+            session.ledger().last_rx = Some(rx_spi);
+            Ok(Exchanged { rx_spi, tx_spi: keys.tx_spi })
+        })?;
+        Ok((exchanged, recv))
+    }
+
+    /// Keys change on the current session only.
+    fn while_current<T>(&self, action: impl FnOnce() -> Result<T, ExchangeError>) -> Result<T, ExchangeError> {
+        self.peer.while_current(self.session.id, action).unwrap_or(Err(ExchangeError::NotCurrent))
     }
 
     /// Answers the offer on a stream that the peer opened, as soon as it is complete. The stream that comes back is still
@@ -143,7 +157,8 @@ impl Exchange<'_> {
     ) -> Result<(Exchanged, RecvStream), ExchangeError> {
         let answer = async {
             let offer = read_offer(&mut recv).await?;
-            let exchanged = self.accept_offer(offer)?;
+            self.peer.exchange_turn().await;
+            let exchanged = self.while_current(|| self.accept_offer(offer))?;
             let answer = SaOffer { suite: SUITE.number(), rx_spi: exchanged.rx_spi.get() };
             send.write_all(&answer.encode_framed()).await?;
             send.finish()?;
@@ -180,17 +195,23 @@ impl Exchange<'_> {
 
     fn install_rx(&self, spi: Spi, key: SaKey) -> Result<(), InstallError> {
         let now = (self.clock)();
-        self.config.engine.install_rx(now, self.config.vni, spi, key, now.saturating_add(self.config.key_lifetime))
+        self.peer.config.engine.install_rx(
+            now,
+            self.peer.config.vni,
+            spi,
+            key,
+            now.saturating_add(self.peer.config.key_lifetime),
+        )
     }
 
     fn install_tx(&self, spi: Spi, key: SaKey, switch: TxSwitch) -> Result<(), InstallError> {
         let now = (self.clock)();
-        let expires_at = now.saturating_add(self.config.key_lifetime);
-        self.config.engine.install_tx(now, self.config.vni, spi, key, expires_at, switch)
+        let expires_at = now.saturating_add(self.peer.config.key_lifetime);
+        self.peer.config.engine.install_tx(now, self.peer.config.vni, spi, key, expires_at, switch)
     }
 
     fn confirm_rx(&self, spi: Spi) {
-        self.config.engine.confirm_rx((self.clock)(), self.config.vni, spi);
+        self.peer.config.engine.confirm_rx((self.clock)(), self.peer.config.vni, spi);
     }
 }
 

@@ -19,6 +19,8 @@ mod event;
 mod exchange;
 mod key_file;
 mod listen;
+mod load;
+mod pace;
 mod peer;
 mod reason;
 mod registry;

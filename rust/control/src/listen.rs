@@ -6,6 +6,7 @@ use std::sync::Arc;
 use quinn::{Connecting, Connection, ConnectionError, Incoming};
 use tokio::time::timeout;
 
+use crate::load::Decision;
 use crate::peer::Peer;
 use crate::reason;
 use crate::role::Role;
@@ -15,10 +16,6 @@ use crate::tls::{self, Verifier};
 
 /// How long a handshake may make no progress. It has two steps: the client's hello, and its certificate and signature.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
-/// From this many handshakes under way on, a client first has to prove its address (RFC 9000 section 8.1.2).
-const RETRY_ABOVE: usize = 64;
-/// From this many on, none is taken.
-pub(crate) const REFUSE_ABOVE: usize = 512;
 
 /// Why an incoming handshake led to no session.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +28,10 @@ enum Rejected {
     Flaw(#[from] tls::HandshakeFlaw),
     #[error("the peer was removed while its handshake was under way")]
     Removed,
+    #[error("the peer starts sessions too fast: a newer one takes the turn of this one")]
+    Overtaken,
+    #[error("the peer closed the connection as soon as it was made")]
+    Gone,
     #[error(transparent)]
     Secrets(#[from] crate::session::SecretsError),
 }
@@ -38,16 +39,19 @@ enum Rejected {
 /// Takes one connection attempt: decides at once, and handshakes in the background.
 pub(crate) fn receive(shared: &Arc<Shared>, incoming: Incoming) {
     let remote = canonical(incoming.remote_address());
-    let under_way = shared.handshakes();
-    if under_way >= REFUSE_ABOVE {
-        incoming.refuse();
-        return shared.reject(remote, format!("{under_way} handshakes are under way, the most there may be"));
-    }
-    if under_way >= RETRY_ABOVE && !incoming.remote_address_validated() {
-        // Only an address that is validated already cannot be asked to retry.
-        let _ = incoming.retry();
-        return;
-    }
+    // Counted from here on: the handshake's task may start only after many more have come in.
+    let place = match shared.load.decide(remote.ip(), incoming.remote_address_validated()) {
+        Decision::Accept(place) => place,
+        Decision::Retry => {
+            // Only an address that is validated already cannot be asked to retry.
+            let _ = incoming.retry();
+            return;
+        }
+        Decision::Refuse(overload) => {
+            incoming.refuse();
+            return shared.reject(remote, overload.to_string());
+        }
+    };
     let (config, verifier) = match shared.server_config() {
         Ok(config) => config,
         Err(error) => {
@@ -58,11 +62,9 @@ pub(crate) fn receive(shared: &Arc<Shared>, incoming: Incoming) {
     match incoming.accept_with(config) {
         Ok(connecting) => {
             let shared = Arc::clone(shared);
-            // Counted from here on: the task may start only after many more have come in.
-            let guard = shared.count_handshake();
             tokio::spawn(async move {
                 let outcome = handshake(&shared, connecting, &verifier).await;
-                drop(guard);
+                drop(place);
                 match outcome {
                     Ok((peer, session)) => {
                         shared.deliver(&peer);
@@ -86,14 +88,29 @@ async fn handshake(
     timeout(STEP_TIMEOUT, connecting.handshake_data()).await.map_err(|_| Rejected::Timeout)?.map_err(explain)?;
     // On this side the handshake is finished only when the client is authenticated.
     let connection = timeout(STEP_TIMEOUT, connecting).await.map_err(|_| Rejected::Timeout)?.map_err(explain)?;
-    admit(shared, &connection, verifier).inspect_err(|_| {
-        connection.close(CloseCode::BadHandshake.code(), CloseCode::BadHandshake.text());
+    admit(shared, &connection, verifier).await.inspect_err(|rejected| {
+        let code = match rejected {
+            Rejected::Overtaken => CloseCode::Superseded,
+            _ => CloseCode::BadHandshake,
+        };
+        connection.close(code.code(), code.text());
     })
 }
 
-fn admit(shared: &Shared, connection: &Connection, verifier: &Verifier) -> Result<(Arc<Peer>, Arc<Session>), Rejected> {
+async fn admit(
+    shared: &Shared,
+    connection: &Connection,
+    verifier: &Verifier,
+) -> Result<(Arc<Peer>, Arc<Session>), Rejected> {
     let key = tls::inspect(connection, verifier)?;
     let peer = shared.registry.dialing_peer(&key).ok_or(Rejected::Removed)?;
+    if !peer.session_turn().await {
+        let registered = shared.registry.dialing_peer(&key).is_some();
+        return Err(if registered { Rejected::Overtaken } else { Rejected::Removed });
+    }
+    if connection.close_reason().is_some() {
+        return Err(Rejected::Gone);
+    }
     let secrets = Secrets::export(connection, Role::Responder)?;
     let session = peer
         .accepted(connection.clone(), |id, connection| Session::new(id, connection, Role::Responder, secrets))

@@ -14,12 +14,21 @@ use quinn::Connection;
 use tokio::sync::oneshot;
 
 use crate::event::{ControlEventKind, DialFailure, PeerId, SessionId};
+use crate::pace::Pace;
 use crate::public_key::PublicKey;
 use crate::role::Role;
 use crate::session::{CloseCode, Session, canonical};
 
 /// A probe goes out at most this often.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How many sessions a peer may bring up at once, and how often after that. Honest peers are far slower; what bounds the
+/// events, and the work of others, are two processes with one key that drive each other out.
+const SESSION_BURST: u32 = 32;
+const SESSION_INTERVAL: Duration = Duration::from_millis(100);
+/// The same for the exchanges of a peer, all sessions taken together.
+const EXCHANGE_BURST: u32 = 1024;
+const EXCHANGE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A peer, and where its keys go.
 #[derive(Clone)]
@@ -91,7 +100,14 @@ pub(crate) struct Peer {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
+/// What ended a session that did not end here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SessionEnd {
+    Superseded,
+    Reset,
+    Other,
+}
+
 struct State {
     phase: Phase,
     dials: u64,
@@ -99,6 +115,10 @@ struct State {
     exchanges: u64,
     last_pair: Option<(Spi, Spi)>,
     events: VecDeque<ControlEventKind>,
+    session_pace: Pace,
+    exchange_pace: Pace,
+    /// Dropped to turn away the handshake that waits for its turn.
+    waiting: Option<oneshot::Sender<()>>,
     /// The peer is no longer registered: no session comes up, and nothing is told.
     retired: bool,
 }
@@ -117,6 +137,23 @@ enum Phase {
         exchanging: bool,
         last_probe: Option<Instant>,
     },
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State {
+            phase: Phase::Idle,
+            dials: 0,
+            sessions: 0,
+            exchanges: 0,
+            last_pair: None,
+            events: VecDeque::new(),
+            session_pace: Pace::new(SESSION_BURST, SESSION_INTERVAL),
+            exchange_pace: Pace::new(EXCHANGE_BURST, EXCHANGE_INTERVAL),
+            waiting: None,
+            retired: false,
+        }
+    }
 }
 
 impl State {
@@ -141,7 +178,7 @@ impl State {
     }
 
     /// Ends the session `id`, if it is the current one.
-    fn bring_down(&mut self, id: SessionId, reason: &str, superseded: bool, reset: bool) -> Option<Arc<Session>> {
+    fn bring_down(&mut self, id: SessionId, reason: &str, end: SessionEnd) -> Option<Arc<Session>> {
         let exchanging = match &self.phase {
             Phase::Connected { session, exchanging, .. } if session.id == id => *exchanging,
             _ => return None,
@@ -150,6 +187,7 @@ impl State {
         if exchanging {
             self.event(ControlEventKind::ExchangeFailed { session: id, reason: reason.into() });
         }
+        let (superseded, reset) = (end == SessionEnd::Superseded, end == SessionEnd::Reset);
         self.event(ControlEventKind::SessionLost { session: id, reason: reason.into(), superseded, reset });
         Some(session)
     }
@@ -233,6 +271,27 @@ impl Peer {
 
     // ---- sessions ----
 
+    /// Waits until the peer's next session may come up; of several that wait only the newest does. `false`: it is no longer
+    /// the newest, or the peer was removed.
+    pub(crate) async fn session_turn(&self) -> bool {
+        let (waiting, mut turned_away) = oneshot::channel();
+        {
+            let mut state = self.lock();
+            if state.retired {
+                return false;
+            }
+            state.waiting = Some(waiting);
+        }
+        loop {
+            let Err(at) = self.lock().session_pace.step(Instant::now()) else { return true };
+            tokio::select! {
+                biased;
+                _ = &mut turned_away => return false,
+                () = tokio::time::sleep_until(at.into()) => {}
+            }
+        }
+    }
+
     /// A peer's handshake finished: its session takes the place of an older one. `None` when the peer was removed.
     pub(crate) fn accepted(
         &self,
@@ -245,7 +304,7 @@ impl Peer {
         }
         if let Phase::Connected { session, .. } = &state.phase {
             let id = session.id;
-            if let Some(old) = state.bring_down(id, "the peer started a newer session", true, false) {
+            if let Some(old) = state.bring_down(id, "the peer started a newer session", SessionEnd::Superseded) {
                 old.close(CloseCode::Superseded);
             }
         }
@@ -253,8 +312,8 @@ impl Peer {
     }
 
     /// The session ended by itself or by the peer. No effect on one that is not current.
-    pub(crate) fn session_ended(&self, id: SessionId, reason: &str, reset: bool) {
-        self.lock().bring_down(id, reason, false, reset);
+    pub(crate) fn session_ended(&self, id: SessionId, reason: &str, end: SessionEnd) {
+        self.lock().bring_down(id, reason, end);
     }
 
     /// Ends the session or the dial that is under way.
@@ -269,7 +328,7 @@ impl Peer {
             }
             Phase::Connected { session, .. } => {
                 let id = session.id;
-                if let Some(session) = state.bring_down(id, "this node closed the session", false, false) {
+                if let Some(session) = state.bring_down(id, "this node closed the session", SessionEnd::Other) {
                     session.close(CloseCode::Done);
                 }
             }
@@ -281,6 +340,7 @@ impl Peer {
         let mut state = self.lock();
         state.retired = true;
         state.events.clear();
+        state.waiting = None;
         drop(state);
         self.disconnect();
     }
@@ -311,6 +371,24 @@ impl Peer {
                 Ok(Arc::clone(session))
             }
             Phase::Idle | Phase::Dialing { .. } => Err(CommandError::NoSession),
+        }
+    }
+
+    /// Waits until the peer's next exchange may be answered.
+    pub(crate) async fn exchange_turn(&self) {
+        loop {
+            let Err(at) = self.lock().exchange_pace.step(Instant::now()) else { return };
+            tokio::time::sleep_until(at.into()).await;
+        }
+    }
+
+    /// Does `action` if `id` is the current session, which cannot change meanwhile. What is left to read of a session may
+    /// be read after its end: nothing of it may come between the keys of the one that followed.
+    pub(crate) fn while_current<T>(&self, id: SessionId, action: impl FnOnce() -> T) -> Option<T> {
+        let state = self.lock();
+        match &state.phase {
+            Phase::Connected { session, .. } if session.id == id => Some(action()),
+            _ => None,
         }
     }
 

@@ -6,6 +6,7 @@ use quinn::{ConnectionError, TransportErrorCode};
 
 use crate::event::DialFailure;
 use crate::public_key::PublicKey;
+use crate::session::CloseCode;
 use crate::tls::Shown;
 
 /// RFC 9000 section 20.1: CONNECTION_REFUSED.
@@ -85,6 +86,9 @@ pub(crate) fn session_end(error: &ConnectionError) -> String {
         ConnectionError::LocallyClosed => "this node closed the session".into(),
         ConnectionError::ApplicationClosed(close) if close.error_code.into_inner() == 0 => {
             format!("the peer closed the session{}", quote(&close.reason))
+        }
+        ConnectionError::ApplicationClosed(close) if CloseCode::Superseded.is(close) => {
+            "the peer has a newer session with this node's key: does another process use the key, too?".into()
         }
         ConnectionError::ApplicationClosed(close) => {
             format!("the peer closed the session with code {}{}", close.error_code, quote(&close.reason))

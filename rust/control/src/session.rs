@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::error::Unspecified;
 use icx_proto::Spi;
-use quinn::{Connection, VarInt};
+use quinn::{ApplicationClose, Connection, VarInt};
 use tokio::sync::oneshot;
 
 use crate::event::SessionId;
@@ -38,6 +38,11 @@ impl CloseCode {
             CloseCode::Superseded => b"superseded",
             CloseCode::BadHandshake => b"handshake not acceptable",
         }
+    }
+
+    /// Whether the other side closed with this very code and text. Other implementations have codes of their own.
+    pub(crate) fn is(self, close: &ApplicationClose) -> bool {
+        close.error_code == self.code() && close.reason == self.text()
     }
 }
 

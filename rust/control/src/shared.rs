@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use quinn::crypto::rustls::QuicClientConfig;
@@ -10,7 +10,8 @@ use quinn::{ConnectionError, ServerConfig, TransportConfig};
 
 use crate::event::ControlEvent;
 use crate::exchange::{Exchange, RESPONDER_TIMEOUT, drain_answered};
-use crate::peer::Peer;
+use crate::load::Load;
+use crate::peer::{Peer, SessionEnd};
 use crate::public_key::PublicKey;
 use crate::reason;
 use crate::registry::Registry;
@@ -29,8 +30,7 @@ pub(crate) struct Shared {
     server: ServerConfig,
     client_transport: Arc<TransportConfig>,
     rejections: Rejections,
-    /// Incoming handshakes that are under way.
-    handshakes: AtomicUsize,
+    pub(crate) load: Arc<Load>,
     /// Set once the owner has asked for the end: nothing is told any more.
     closing: AtomicBool,
 }
@@ -53,7 +53,7 @@ impl Shared {
             server,
             client_transport,
             rejections: Rejections::default(),
-            handshakes: AtomicUsize::new(0),
+            load: Arc::default(),
             closing: AtomicBool::new(false),
         }
     }
@@ -129,14 +129,19 @@ impl Shared {
                 Err(error) => break error,
             }
         };
-        peer.session_ended(session.id, &reason::session_end(&error), matches!(error, ConnectionError::Reset));
+        let end = match &error {
+            ConnectionError::Reset => SessionEnd::Reset,
+            ConnectionError::ApplicationClosed(close) if CloseCode::Superseded.is(close) => SessionEnd::Superseded,
+            _ => SessionEnd::Other,
+        };
+        peer.session_ended(session.id, &reason::session_end(&error), end);
         self.deliver(&peer);
     }
 
     /// Answers one exchange. When it fails, the session ends: both sides start anew with a handshake.
     async fn respond(&self, peer: &Peer, session: &Session, send: quinn::SendStream, recv: quinn::RecvStream) {
         let deadline = tokio::time::Instant::now() + RESPONDER_TIMEOUT;
-        let exchange = Exchange { session, config: &peer.config, clock: &self.clock };
+        let exchange = Exchange { session, peer, clock: &self.clock };
         match exchange.respond(send, recv, deadline).await {
             Ok((exchanged, recv)) => {
                 peer.exchange_done(session.id, exchanged.rx_spi, exchanged.tx_spi);
@@ -146,7 +151,7 @@ impl Shared {
             Err(error) => {
                 session.close(CloseCode::ExchangeFailed);
                 peer.exchange_failed(session.id, error.to_string());
-                peer.session_ended(session.id, &format!("an exchange failed: {error}"), false);
+                peer.session_ended(session.id, &format!("an exchange failed: {error}"), SessionEnd::Other);
                 self.deliver(peer);
             }
         }
@@ -154,32 +159,11 @@ impl Shared {
 
     /// Runs the exchange that `begin_exchange` allowed. When it fails, the session is left to the owner.
     pub(crate) async fn initiate(&self, peer: &Peer, session: &Session, timeout: core::time::Duration) {
-        let exchange = Exchange { session, config: &peer.config, clock: &self.clock };
+        let exchange = Exchange { session, peer, clock: &self.clock };
         match exchange.initiate(timeout).await {
             Ok(exchanged) => peer.exchange_done(session.id, exchanged.rx_spi, exchanged.tx_spi),
             Err(error) => peer.exchange_failed(session.id, error.to_string()),
         }
         self.deliver(peer);
-    }
-
-    // ---- load ----
-
-    /// How many incoming handshakes are under way.
-    pub(crate) fn handshakes(&self) -> usize {
-        self.handshakes.load(Ordering::Relaxed)
-    }
-
-    /// Counts one incoming handshake until it is dropped.
-    pub(crate) fn count_handshake(self: &Arc<Self>) -> HandshakeGuard {
-        self.handshakes.fetch_add(1, Ordering::Relaxed);
-        HandshakeGuard(Arc::clone(self))
-    }
-}
-
-pub(crate) struct HandshakeGuard(Arc<Shared>);
-
-impl Drop for HandshakeGuard {
-    fn drop(&mut self) {
-        self.0.handshakes.fetch_sub(1, Ordering::Relaxed);
     }
 }
