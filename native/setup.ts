@@ -4,7 +4,7 @@
  * Every step looks first and does nothing when nothing changed, so tasks run this before anything else. It imports
  * nothing from npm: it is what fetches those packages. Everything it makes lies in `native/lib/`.
  *
- * Flags: `--tests` also asks for the programs the privileged tests drive, `--build-only` builds the library and stops.
+ * Flags: `--tests` also provides the programs the privileged tests drive, `--build-only` builds the library and stops.
  *
  * @module
  */
@@ -12,7 +12,7 @@
 import process from "node:process";
 import { checkPackages } from "./setup_packages.ts";
 import { placeRuntime, provideDependencies } from "./setup_runtime.ts";
-import { buildLibrary } from "./setup_library.ts";
+import { buildLibrary, buildTestKit } from "./setup_library.ts";
 import { checkPlatform } from "./setup_platform.ts";
 import { Console, SetupError, stopChildren } from "./setup_console.ts";
 import { Checkout, lockCheckout } from "./setup_checkout.ts";
@@ -33,6 +33,7 @@ async function setup(args: readonly string[], out: Console): Promise<void> {
     await provideDependencies(checkout, out);
   }
   await buildLibrary(checkout, out);
+  if (args.includes("--tests")) await buildTestKit(checkout, out);
 }
 
 async function main(): Promise<number> {

@@ -1,4 +1,4 @@
-/** Builds the Rust library and puts it where the loader looks. */
+/** Builds the Rust library and puts it where the loader looks; builds the programs of the test kit beside it. */
 
 import fs from "node:fs/promises";
 import path from "node:path";
@@ -7,6 +7,7 @@ import { type Console, run, SetupError } from "./setup_console.ts";
 import { isOlder } from "./setup_platform.ts";
 
 const LIBRARY = "libicx.so";
+const TEST_KIT = ["icx-relay", "icx-adversary"] as const;
 const BUILD_ENV = { AWS_LC_SYS_USE_SYSTEM: "0" };
 
 /** Builds the library unless the one in place was built from these very sources. */
@@ -18,21 +19,41 @@ export async function buildLibrary(checkout: Checkout, out: Console): Promise<vo
 
   await checkCargo(checkout);
   const title = "build the Rust library (minutes the first time, seconds later)";
-  const artifact = await out.step(title, () => compile(checkout), { ticks: false });
-  // A copy in the target's own folder, then a rename: a process that has the old file open keeps it, none sees half a file.
-  const copied = await run("/usr/bin/cp", ["--", artifact, `${target}.new`]);
-  if (!copied.ok) {
-    throw new SetupError(`cannot copy the library to ${target}`, "free some space or fix the folder's owner", {
-      output: copied.tail,
-    });
-  }
-  await fs.rename(`${target}.new`, target);
+  const artifacts = await out.step(title, () => compile(checkout, "icx-ffi"), { ticks: false });
+  await place(artifacts, LIBRARY, target);
   const library = await identify(target);
   await checkout.updateStamp({ sources, ...(library === undefined ? {} : { library }) });
 }
 
+/** Builds the programs that the privileged tests put between and beside nodes, unless they are built from these sources. */
+export async function buildTestKit(checkout: Checkout, out: Console): Promise<void> {
+  const targets = TEST_KIT.map((name) => [name, path.join(checkout.lib, name)] as const);
+  const sources = await digest(checkout.root, ["rust/testkit", "rust/Cargo.toml", "rust/Cargo.lock"], isBuildInput);
+  const placed = await Promise.all(targets.map(([, target]) => identify(target)));
+  if ((await checkout.stamp()).testKit === sources && placed.every((id) => id !== undefined)) return;
+
+  await checkCargo(checkout);
+  const artifacts = await out.step("build the test kit", () => compile(checkout, "icx-testkit"), { ticks: false });
+  for (const [name, target] of targets) await place(artifacts, name, target);
+  await checkout.updateStamp({ testKit: sources });
+}
+
+/** Puts the artifact of that name at `target`. */
+async function place(artifacts: readonly string[], name: string, target: string): Promise<void> {
+  const artifact = artifacts.find((file) => path.basename(file) === name);
+  if (artifact === undefined) throw new SetupError(`cargo built no ${name}`, "check the manifests below rust/");
+  // A copy in the target's own folder, then a rename: a process that has the old file open keeps it, none sees half a file.
+  const copied = await run("/usr/bin/cp", ["--", artifact, `${target}.new`]);
+  if (!copied.ok) {
+    throw new SetupError(`cannot copy ${name} to ${target}`, "free some space or fix the folder's owner", {
+      output: copied.tail,
+    });
+  }
+  await fs.rename(`${target}.new`, target);
+}
+
 function isBuildInput(name: string): boolean {
-  if (["target", "tests", "benches", "fuzz"].includes(name) || name.startsWith(".")) return false;
+  if (["target", "tests", "benches", "fuzz", "testkit"].includes(name) || name.startsWith(".")) return false;
   return !name.includes(".") || /\.(rs|toml|lock|c|h)$/.test(name);
 }
 
@@ -61,9 +82,9 @@ async function checkCargo(checkout: Checkout): Promise<void> {
   }
 }
 
-/** Runs cargo and returns the path of the shared object it made. */
-async function compile(checkout: Checkout): Promise<string> {
-  const args = ["build", "--release", "--locked", "-p", "icx-ffi", "--message-format=json-render-diagnostics"];
+/** Runs cargo and returns the paths of what it made of the package and of what that is made of. */
+async function compile(checkout: Checkout, name: string): Promise<string[]> {
+  const args = ["build", "--release", "--locked", "-p", name, "--message-format=json-render-diagnostics"];
   const result = await run("cargo", args, { cwd: checkout.path("rust"), env: BUILD_ENV, liveStderr: true });
   if (!result.ok) {
     throw new SetupError(
@@ -71,12 +92,8 @@ async function compile(checkout: Checkout): Promise<string> {
       "the first `error` above is the cause; when crates could not be fetched, check the network and run this again",
     );
   }
-  for (const line of result.stdout.split("\n")) {
-    if (!line.startsWith("{")) continue;
+  return result.stdout.split("\n").filter((line) => line.startsWith("{")).flatMap((line) => {
     const message = JSON.parse(line) as { readonly reason?: string; readonly filenames?: readonly string[] };
-    if (message.reason !== "compiler-artifact") continue;
-    const artifact = message.filenames?.find((name) => path.basename(name) === LIBRARY);
-    if (artifact !== undefined) return artifact;
-  }
-  throw new SetupError(`cargo built no ${LIBRARY}`, "check the [lib] section of rust/ffi/Cargo.toml");
+    return message.reason === "compiler-artifact" ? message.filenames ?? [] : [];
+  });
 }
