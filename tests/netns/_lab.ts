@@ -1,5 +1,5 @@
 /**
- * Two hosts in network namespaces joined by a veth pair, and icx nodes on them.
+ * Two hosts in network namespaces joined by a veth pair or by a relay, and icx nodes on them.
  *
  * Every name carries the process id and a serial number, and everything is removed when the lab is disposed of.
  *
@@ -18,6 +18,17 @@ export const ICX: string = fileURLToPath(new URL("../../cli/icx", import.meta.ur
 /** The Deno binary that set-up placed beside the library, as the launcher uses it. */
 export const DENO: string = process.execPath;
 
+/** A program of the test kit, as set-up placed it. */
+function testKit(name: "icx-relay" | "icx-adversary"): string {
+  return fileURLToPath(new URL(`../../native/lib/${name}`, import.meta.url));
+}
+
+/** The network between the hosts, where a lab has a relay. */
+const RELAY = testKit("icx-relay");
+
+/** Sends a node what an attacker could. */
+export const ADVERSARY: string = testKit("icx-adversary");
+
 /** What a command left behind. */
 export interface Outcome {
   readonly code: number | null;
@@ -29,15 +40,18 @@ export interface Outcome {
 export class Running {
   readonly #child: Deno.ChildProcess;
   readonly #waiting = new Set<() => void>();
+  readonly #input: WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>> | undefined;
   readonly ended: Promise<Outcome>;
   running = true;
   stdout = "";
   stderr = "";
 
-  constructor(argv: readonly string[]) {
+  constructor(argv: readonly string[], options: { readonly stdin?: "null" | "piped" } = {}) {
     const [command, ...args] = argv;
     assert(command !== undefined);
-    this.#child = new Deno.Command(command, { args, stdin: "null", stdout: "piped", stderr: "piped" }).spawn();
+    const { stdin = "null" } = options;
+    this.#child = new Deno.Command(command, { args, stdin, stdout: "piped", stderr: "piped" }).spawn();
+    if (stdin === "piped") this.#input = this.#child.stdin.getWriter();
     this.ended = this.#follow();
     // Whoever awaits it sees a failure; a process that nobody waits for must not end the test run.
     this.ended.catch(() => {});
@@ -45,6 +59,12 @@ export class Running {
 
   kill(signal: Deno.Signal): void {
     if (this.running) this.#child.kill(signal);
+  }
+
+  /** Writes a line to its standard input, which must be piped. */
+  async write(line: string): Promise<void> {
+    assert(this.#input !== undefined, "this process has no standard input");
+    await this.#input.write(new TextEncoder().encode(`${line}\n`));
   }
 
   /** Resolves once `found` gives something else than undefined for the output so far. */
@@ -69,6 +89,8 @@ export class Running {
   async #follow(): Promise<Outcome> {
     const [status] = await Promise.all([this.#child.status, this.#collect("stdout"), this.#collect("stderr")]);
     this.running = false;
+    // Broken already when the process has ended first.
+    await this.#input?.close().catch(() => {});
     this.#wake();
     return { code: status.signal === null ? status.code : null, stdout: this.stdout, stderr: this.stderr };
   }
@@ -113,26 +135,11 @@ export async function ok(argv: readonly string[], timeoutMs = 60_000): Promise<s
 }
 
 /** One network namespace. */
-export class Host {
+export class Namespace {
   readonly ns: string;
-  /** Address on the wire between the hosts. */
-  readonly underlay: string;
-  /** Addresses inside the tunnel. */
-  readonly inner4: string;
-  readonly inner6: string;
-  readonly keyFile: string;
-  publicKey = "";
 
-  constructor(
-    options: { ns: string; underlay: string; inner4: string; inner6: string; keyFile: string },
-  ) {
-    ({
-      ns: this.ns,
-      underlay: this.underlay,
-      inner4: this.inner4,
-      inner6: this.inner6,
-      keyFile: this.keyFile,
-    } = options);
+  constructor(ns: string) {
+    this.ns = ns;
   }
 
   argv(command: readonly string[]): string[] {
@@ -147,12 +154,84 @@ export class Host {
     return ok(this.argv(command), timeoutMs);
   }
 
-  start(command: readonly string[]): Running {
-    return new Running(this.argv(command));
+  start(command: readonly string[], options: { readonly stdin?: "null" | "piped" } = {}): Running {
+    return new Running(this.argv(command), options);
   }
 
   shell(script: string, timeoutMs?: number): Promise<Outcome> {
     return this.run(["bash", "-euo", "pipefail", "-c", script], timeoutMs);
+  }
+}
+
+/** A namespace in which a node runs. */
+export class Host extends Namespace {
+  /** Address on the wire between the hosts. */
+  readonly underlay: string;
+  /** Where the other host is, as seen from this one. */
+  readonly peerUnderlay: string;
+  /** Addresses inside the tunnel. */
+  readonly inner4: string;
+  readonly inner6: string;
+  readonly keyFile: string;
+  publicKey = "";
+
+  constructor(
+    options: {
+      ns: string;
+      underlay: string;
+      peerUnderlay: string;
+      inner4: string;
+      inner6: string;
+      keyFile: string;
+    },
+  ) {
+    super(options.ns);
+    ({
+      underlay: this.underlay,
+      peerUnderlay: this.peerUnderlay,
+      inner4: this.inner4,
+      inner6: this.inner6,
+      keyFile: this.keyFile,
+    } = options);
+  }
+}
+
+/** What became of the datagrams of each lane of a relay: a direction, `a-b` or `b-a`, and a port. */
+export type RelayCounts = Readonly<Record<string, Readonly<Record<string, number>>>>;
+
+/** The network between the hosts, as bad as it is told to be. */
+export class Relay {
+  readonly process: Running;
+
+  constructor(process: Running) {
+    this.process = process;
+  }
+
+  ready(): Promise<unknown> {
+    return this.#answer(0, "the relay is ready");
+  }
+
+  /**
+   * Changes the network, in words of the form `name=value`: `loss`, `duplicate`, `corrupt` and `reorder` in percent, `hold` and
+   * `delay` in milliseconds, `mtu` in bytes of IP packet, `link=up` or `down`; `clear` makes it perfect.
+   */
+  async set(change: string): Promise<RelayCounts> {
+    const from = this.process.stdout.length;
+    await this.process.write(change);
+    const answer = await this.#answer(from, `the relay's answer to ${change}`);
+    assert.equal(answer["event"], "ok", JSON.stringify(answer));
+    return answer["counts"] as RelayCounts;
+  }
+
+  counts(): Promise<RelayCounts> {
+    return this.set("counts");
+  }
+
+  #answer(from: number, what: string): Promise<Record<string, unknown>> {
+    return this.process.until(what, 10_000, () => {
+      const [line, rest] = this.process.stdout.slice(from).split("\n", 2);
+      return rest === undefined ? undefined : JSON.parse(line ?? "") as Record<string, unknown>;
+    });
   }
 }
 
@@ -195,9 +274,14 @@ export class Node {
 
   /** Counters from the first statistics line that is written after now. */
   async counters(): Promise<Counters> {
+    return (await this.statistics()).counters;
+  }
+
+  /** The same, with what the datapath counts at its ends. */
+  async statistics(): Promise<{ readonly counters: Counters; readonly ends: Counters }> {
     const from = this.events().length;
-    const event = await this.event("counters", 5_000, from);
-    return event["counters"] as Counters;
+    const event = await this.event("counters", 10_000, from);
+    return { counters: event["counters"] as Counters, ends: event["ends"] as Counters };
   }
 
   /** Ends the node as an operator would, and expects a clean end. */
@@ -223,21 +307,31 @@ export interface LabOptions {
   readonly underlay?: "ipv4" | "ipv6";
   /** MTU of the link between the hosts in bytes. @default 1500 */
   readonly mtuBytes?: number;
+  /** A relay in a third namespace stands between the hosts. @default false */
+  readonly relay?: boolean;
+  /** A third namespace has a wire of its own to host `b`, and addresses from which to lie. @default false */
+  readonly intruder?: boolean;
 }
+
+/** Where an intruder reaches host `b`, and who it can say that it is: host `a`, or somebody else. */
+export const INTRUSION = { target: "192.168.79.2", peer: "192.168.77.1", stranger: "192.168.77.3" } as const;
 
 let serial = 0;
 
-/** The two hosts `a` and `b`. */
+/** The two hosts `a` and `b`, and what is between and beside them. */
 export class Lab {
   readonly a: Host;
   readonly b: Host;
   readonly directory: string;
+  readonly #third: Namespace;
   readonly #nodes: Node[] = [];
   readonly #running: Running[] = [];
+  #relay: Relay | undefined;
 
-  private constructor(a: Host, b: Host, directory: string) {
+  private constructor(a: Host, b: Host, third: Namespace, directory: string) {
     this.a = a;
     this.b = b;
+    this.#third = third;
     this.directory = directory;
   }
 
@@ -245,17 +339,23 @@ export class Lab {
     const tag = `icxt-${process.pid}-${serial++}`;
     const directory = await mkdtemp(join(tmpdir(), `${tag}-`));
     const v6 = options.underlay === "ipv6";
-    const host = (letter: "a" | "b", n: number) =>
-      new Host({
+    assert(!(v6 && options.intruder), "the intruder lies over IPv4 only");
+    const address = (net: number, n: number) => v6 ? `fd${net}::${n}` : `192.168.${net}.${n}`;
+    const host = (letter: "a" | "b", n: number) => {
+      const net = options.relay && letter === "b" ? 78 : 77;
+      return new Host({
         ns: `${tag}${letter}`,
-        underlay: v6 ? `fd77::${n}` : `192.168.77.${n}`,
+        underlay: address(net, n),
+        peerUnderlay: address(net, 3 - n),
         inner4: `10.9.0.${n}`,
         inner6: `fd09::${n}`,
         keyFile: join(directory, `${letter}.key`),
       });
-    const lab = new Lab(host("a", 1), host("b", 2), directory);
+    };
+    const lab = new Lab(host("a", 1), host("b", 2), new Namespace(`${tag}m`), directory);
     try {
-      await lab.#build(v6, options.mtuBytes ?? 1500);
+      await lab.#build(options.mtuBytes ?? 1500, options.relay ?? false);
+      if (options.intruder) await lab.#letIn();
     } catch (error) {
       await lab[Symbol.asyncDispose]();
       throw error;
@@ -263,20 +363,50 @@ export class Lab {
     return lab;
   }
 
-  async #build(v6: boolean, mtuBytes: number): Promise<void> {
+  /** The network between the hosts. */
+  get relay(): Relay {
+    assert(this.#relay !== undefined, "this lab was made without a relay");
+    return this.#relay;
+  }
+
+  /** Where the intruder is. */
+  get intruder(): Namespace {
+    return this.#third;
+  }
+
+  async #build(mtuBytes: number, relay: boolean): Promise<void> {
     for (const host of [this.a, this.b]) {
-      await ok(["ip", "netns", "add", host.ns]);
-      await ok(["ip", "-n", host.ns, "link", "set", "lo", "up"]);
-    }
-    await ok(["ip", "-n", this.a.ns, "link", "add", "phy", "type", "veth", "peer", "name", "phy", "netns", this.b.ns]);
-    for (const host of [this.a, this.b]) {
-      const address = v6 ? [`${host.underlay}/64`, "nodad"] : [`${host.underlay}/24`];
-      await ok(["ip", "-n", host.ns, "addr", "add", ...address, "dev", "phy"]);
-      await ok(["ip", "-n", host.ns, "link", "set", "phy", "mtu", String(mtuBytes), "up"]);
+      await addNamespace(host);
       const generated = await run([ICX, "genkey", host.keyFile]);
       assert.equal(generated.code, 0, generated.stderr);
       host.publicKey = (await ok([ICX, "pubkey", host.keyFile])).trim();
     }
+    if (!relay) {
+      await wire([this.a, "phy", this.a.underlay], [this.b, "phy", this.b.underlay], mtuBytes);
+      return;
+    }
+    await addNamespace(this.#third);
+    for (const [name, host] of [["a", this.a], ["b", this.b]] as const) {
+      await wire([host, "phy", host.underlay], [this.#third, name, host.peerUnderlay], mtuBytes);
+    }
+    const running = this.#third.start([
+      RELAY,
+      ...["--a", this.a.underlay, "--a-side", this.a.peerUnderlay],
+      ...["--b", this.b.underlay, "--b-side", this.b.peerUnderlay],
+    ], { stdin: "piped" });
+    this.#running.push(running);
+    this.#relay = new Relay(running);
+    await this.#relay.ready();
+  }
+
+  /** Gives the third namespace a wire to host `b` that takes packets from whatever address. */
+  async #letIn(): Promise<void> {
+    await addNamespace(this.#third);
+    await wire([this.#third, "phy", "192.168.79.1"], [this.b, "side", INTRUSION.target], 1500);
+    for (const address of [INTRUSION.peer, INTRUSION.stranger]) {
+      await ok(["ip", "-n", this.#third.ns, "addr", "add", `${address}/32`, "dev", "phy"]);
+    }
+    for (const device of ["all", "side"]) await this.b.ok(["sysctl", "-qw", `net.ipv4.conf.${device}.rp_filter=0`]);
   }
 
   other(host: Host): Host {
@@ -286,7 +416,8 @@ export class Lab {
   /** Starts a node on `host` towards the other one. */
   start(host: Host, extra: readonly string[] = []): Node {
     const peer = this.other(host);
-    const endpoint = peer.underlay.includes(":") ? `[${peer.underlay}]:6081` : `${peer.underlay}:6081`;
+    const { peerUnderlay } = host;
+    const endpoint = peerUnderlay.includes(":") ? `[${peerUnderlay}]:6081` : `${peerUnderlay}:6081`;
     const node = new Node(
       host,
       host.start([
@@ -311,7 +442,7 @@ export class Lab {
   }
 
   /** A process in a host that ends with the lab. */
-  spawn(host: Host, command: readonly string[]): Running {
+  spawn(host: Namespace, command: readonly string[]): Running {
     const running = host.start(command);
     this.#running.push(running);
     return running;
@@ -322,13 +453,32 @@ export class Lab {
       if (running.running) running.kill("SIGKILL");
       await running.ended.catch(() => {});
     }
-    for (const host of [this.a, this.b]) {
+    for (const host of [this.a, this.b, this.#third]) {
       // Whatever else still runs in there would keep the namespace alive.
       const pids = (await run(["ip", "netns", "pids", host.ns])).stdout.split("\n").filter((pid) => pid !== "");
       if (pids.length > 0) await host.run(["sh", "-c", `kill -KILL ${pids.join(" ")}`]);
       await run(["ip", "netns", "del", host.ns]);
     }
     await rm(this.directory, { recursive: true, force: true });
+  }
+}
+
+async function addNamespace({ ns }: Namespace): Promise<void> {
+  await ok(["ip", "netns", "add", ns]);
+  await ok(["ip", "-n", ns, "link", "set", "lo", "up"]);
+}
+
+/** One end of a wire: where, the device's name, its address. */
+type End = readonly [namespace: Namespace, device: string, address: string];
+
+/** Lays a wire between two namespaces. */
+async function wire(one: End, other: End, mtuBytes: number): Promise<void> {
+  const peer = ["peer", "name", other[1], "netns", other[0].ns];
+  await ok(["ip", "-n", one[0].ns, "link", "add", one[1], "type", "veth", ...peer]);
+  for (const [{ ns }, device, address] of [one, other]) {
+    const length = address.includes(":") ? [`${address}/64`, "nodad"] : [`${address}/24`];
+    await ok(["ip", "-n", ns, "addr", "add", ...length, "dev", device]);
+    await ok(["ip", "-n", ns, "link", "set", device, "mtu", String(mtuBytes), "up"]);
   }
 }
 

@@ -53,8 +53,9 @@ privileged(
       // The peer's data leaves from .3 while its control plane and configured endpoint are .1.
       await lab.a.ok(["ip", "addr", "add", "192.168.77.3/24", "dev", "phy"]);
       await lab.a.ok(["nft", "add table ip t"]);
-      await lab.a.ok(["nft", "add chain ip t post { type nat hook postrouting priority 100; }"]);
-      await lab.a.ok(["nft", "add rule ip t post udp dport 6081 snat to 192.168.77.3"]);
+      await lab.a.ok(["nft", "add chain ip t post { type filter hook postrouting priority 100; }"]);
+      // Packet by packet: address translation would leave alone what answers a packet of the peer.
+      await lab.a.ok(["nft", "add rule ip t post udp dport 6081 ip saddr set 192.168.77.3"]);
       const [a, b] = await lab.tunnel([], filtered ? [] : ["--no-peer-ip-filter"]);
       const ping = await lab.a.run(["ping", "-c", "3", "-i", "0.05", "-W", "1", lab.b.inner4]);
       const counters = await b.counters();
