@@ -73,9 +73,9 @@ export class ControlPeer implements TunnelPeer {
     native.onEvent((event) => this.#take(event));
   }
 
-  dial(address: string, options: { readonly handshakeTimeoutMs: number }): void {
+  dial(address: string, options: { readonly answerTimeoutMs: number }): void {
     this.#attempt(
-      () => this.#native.dial({ addr: address, handshakeTimeoutMs: options.handshakeTimeoutMs }),
+      () => this.#native.dial({ addr: address, answerTimeoutMs: options.answerTimeoutMs }),
       (reason) => ({ type: "dial-failed", reason }),
     );
   }

@@ -55,7 +55,7 @@ export type LifecycleAction =
   /** Look up the peer's control addresses; answer with `resolved` or `resolve-failed`. */
   | { readonly type: "resolve" }
   /** Start a handshake; answer with `session-up` or `dial-failed`. */
-  | { readonly type: "dial"; readonly address: string; readonly handshakeTimeoutMs: number }
+  | { readonly type: "dial"; readonly address: string; readonly answerTimeoutMs: number }
   /** Start a key exchange; answer with `exchange-done` or `exchange-failed`. */
   | { readonly type: "exchange"; readonly timeoutMs: number }
   /** Close the session; answer with `session-lost`. */
@@ -122,8 +122,12 @@ export interface LifecycleOptions {
 /** How often {@linkcode Lifecycle.handleTraffic} wants to be called, in milliseconds. */
 export const TRAFFIC_SAMPLE_MS: number = 250;
 
-const MIN_HANDSHAKE_TIMEOUT_MS = 1000;
-const MAX_HANDSHAKE_TIMEOUT_MS = 10_000;
+/**
+ * How long a try waits for the peer's first answer. Within one try the first packet is repeated after 0.3 s and then in
+ * doubling steps; a fresh try begins again with short ones, and so finds a peer that is back after at most 2.4 s.
+ */
+const MIN_ANSWER_TIMEOUT_MS = 1000;
+const MAX_ANSWER_TIMEOUT_MS = 5000;
 const CLOSE_TIMEOUT_MS = 1000;
 const PROBE_AFTER_MS = 500;
 const NO_RETURN_AFTER_MS = 5000;
@@ -365,10 +369,10 @@ export class Lifecycle {
       return;
     }
     this.#enter("dialing");
-    const handshakeTimeoutMs = Math.round(
-      Math.min(MAX_HANDSHAKE_TIMEOUT_MS, Math.max(MIN_HANDSHAKE_TIMEOUT_MS, 2 * this.#intervalMs)),
+    const answerTimeoutMs = Math.round(
+      Math.min(MAX_ANSWER_TIMEOUT_MS, Math.max(MIN_ANSWER_TIMEOUT_MS, 2 * this.#intervalMs)),
     );
-    this.#act({ type: "dial", address, handshakeTimeoutMs });
+    this.#act({ type: "dial", address, answerTimeoutMs });
   }
 
   /** Dials again without delay and without a look-up, which might itself depend on a network that is gone. */

@@ -11,6 +11,7 @@ import { Engine, type SaStatus } from "../datapath/engine.ts";
 import { innerMtu } from "../datapath/mtu.ts";
 import { supervise } from "../datapath/supervise.ts";
 import { TunDatapath } from "../datapath/tun.ts";
+import { bootClock } from "../native/clock.ts";
 import { Library } from "../native/library.ts";
 import { resolveHost, type RouteInfo, routeLookup } from "../native/network.ts";
 import { ControlEndpoint } from "./endpoint.ts";
@@ -40,7 +41,7 @@ export interface NodeOptions {
   readonly signal?: AbortSignal | undefined;
   /** Hears of everything that happens, in order. What it throws ends the run. @default none */
   readonly onEvent?: ((event: NodeEvent) => void) | undefined;
-  /** Time. @default systemClock */
+  /** Time. @default the time since boot, time spent suspended included */
   readonly clock?: Clock | undefined;
 }
 
@@ -187,11 +188,13 @@ export class Node implements AsyncDisposable {
    * @throws {DatapathError} When the device or the sockets cannot be had, or a route or an option is not acceptable.
    */
   static async open(config: NodeConfig, options: NodeOptions = {}): Promise<Node> {
-    const { signal, onEvent = () => {}, clock = systemClock } = options;
+    const { signal, onEvent = () => {} } = options;
     signal?.throwIfAborted();
     const observer = new Observer(onEvent);
     await using parts = new AsyncDisposableStack();
     const library = options.library ?? parts.use(Library.open());
+    // A rekey that fell due while the machine was suspended is due when it wakes up.
+    const clock = options.clock ?? { ...systemClock, now: bootClock(library) };
     const identity = parts.use(Identity.load(config.identityKeyFile, { library }));
     const keys = config.peers.map((peer) => parsePeerKey(peer.publicKey, { library, allowFile: true }));
     const roles = keys.map((key) => tunnelRole(library, { local: identity.publicKey, peer: key.publicKey }));

@@ -29,8 +29,11 @@ export type TunnelPeerEvent =
 export interface TunnelPeer {
   /** Which side we are. */
   readonly role: TunnelRole;
-  /** Starts a handshake with `address` (`ip:port`). Reports `session-up` or `dial-failed`. */
-  dial(address: string, options: { readonly handshakeTimeoutMs: number }): void;
+  /**
+   * Starts a handshake with `address` (`ip:port`), which the peer has to answer within `answerTimeoutMs`. Reports
+   * `session-up` or `dial-failed`.
+   */
+  dial(address: string, options: { readonly answerTimeoutMs: number }): void;
   /** Starts a key exchange on the session. Reports `exchange-done` or `exchange-failed`. */
   exchange(options: { readonly timeoutMs: number }): void;
   /** Makes the peer answer on the session, if there is one. */
@@ -165,7 +168,7 @@ export class Tunnel {
           );
           return;
         case "dial":
-          peer.dial(action.address, { handshakeTimeoutMs: action.handshakeTimeoutMs });
+          peer.dial(action.address, { answerTimeoutMs: action.answerTimeoutMs });
           return;
         case "exchange":
           peer.exchange({ timeoutMs: action.timeoutMs });

@@ -56,8 +56,8 @@ export interface AddPeerOptions {
 export interface DialOptions {
   /** `ip:port`. */
   readonly addr: string;
-  /** For the whole handshake, in milliseconds. */
-  readonly handshakeTimeoutMs: number;
+  /** How long the peer may leave the handshake unanswered, in milliseconds. An answered one gets 10 s without progress. */
+  readonly answerTimeoutMs: number;
 }
 
 /** How long to try. */

@@ -80,8 +80,8 @@ Deno.test("two endpoints make a session, exchange keys again and again, and part
     assert.throws(() => toResponder.exchange({ timeoutMs: 1000 }), { code: "ESTATE" });
     const { localAddress, port } = responder.endpoint.info();
     const addr = `${localAddress}:${port}`;
-    assert.throws(() => toInitiator.dial({ addr, handshakeTimeoutMs: 1000 }), { code: "ESTATE" });
-    toResponder.dial({ addr, handshakeTimeoutMs: 10_000 });
+    assert.throws(() => toInitiator.dial({ addr, answerTimeoutMs: 1000 }), { code: "ESTATE" });
+    toResponder.dial({ addr, answerTimeoutMs: 10_000 });
     const up = await here.next("sessionUp");
     assert.equal(up.remote, addr);
     await there.next("sessionUp");
@@ -115,7 +115,7 @@ Deno.test("an endpoint turns strangers away and says so to both sides", async ()
     const peer = addPeer(initiator, responder);
     const events = new Events(peer);
     const { localAddress, port } = responder.endpoint.info();
-    peer.dial({ addr: `${localAddress}:${port}`, handshakeTimeoutMs: 10_000 });
+    peer.dial({ addr: `${localAddress}:${port}`, answerTimeoutMs: 10_000 });
     assert.equal(await rejected.promise, "peerRejected");
     // On the dialling side the handshake ends before the other side has judged the key.
     await events.next("sessionUp");
@@ -129,7 +129,7 @@ Deno.test("a dial that nobody answers fails by time", async () => {
     const events = new Events(peer);
     const { port } = responder.endpoint.info();
     await responder.endpoint.close();
-    peer.dial({ addr: `127.0.0.1:${port}`, handshakeTimeoutMs: 200 });
+    peer.dial({ addr: `127.0.0.1:${port}`, answerTimeoutMs: 200 });
     const { kind, reason } = await events.next("dialFailed");
     assert(kind === "timeout" || kind === "refused", kind);
     assert.notEqual(reason, "");

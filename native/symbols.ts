@@ -23,6 +23,10 @@ export const SYMBOLS = {
   icx_close: { parameters: ["u32" /* handle */], result: "i32" },
   icx_close_wait: { parameters: ["u32" /* handle */], result: "i32", nonblocking: true },
   icx_handle_count: { parameters: [], result: "u32" },
+  icx_clock_now: {
+    parameters: ["buffer", /* out, u64 */ "u32" /* count */],
+    result: "i32", // numbers
+  },
   icx_events_wait: {
     parameters: ["buffer", /* out */ "u32", /* out_cap, bytes */ "u32" /* timeout_ms */],
     result: "i32", // bytes

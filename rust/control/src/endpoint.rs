@@ -137,14 +137,12 @@ impl ControlEndpoint {
         Ok(())
     }
 
-    /// Starts a handshake, as the initiator. It fails after `handshake_timeout` without progress, in all after twice that.
-    pub fn dial(&self, id: PeerId, remote: SocketAddr, handshake_timeout: Duration) -> Result<(), CommandError> {
+    /// Starts a handshake, as the initiator. It fails when the peer has not answered within `answer_timeout`, or when an
+    /// answered one makes no progress for 10 s.
+    pub fn dial(&self, id: PeerId, remote: SocketAddr, answer_timeout: Duration) -> Result<(), CommandError> {
         let peer = self.peer(id)?;
         let (dial, cancelled) = peer.begin_dial()?;
-        self.send(Command::Dial(
-            peer,
-            Dial { id: dial, remote: canonical(remote), timeout: handshake_timeout, cancelled },
-        ))
+        self.send(Command::Dial(peer, Dial { id: dial, remote: canonical(remote), answer_timeout, cancelled }))
     }
 
     /// Starts an exchange on the session, as the initiator. After one that fails, disconnect and dial anew.

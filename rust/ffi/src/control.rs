@@ -335,13 +335,13 @@ fn role_text(role: Role) -> &'static str {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct DialOptions {
     addr: Text<SocketAddr>,
-    handshake_timeout_ms: u32,
+    answer_timeout_ms: u32,
 }
 
 pub(crate) fn dial(call: &Call, peer: u32, text: &[u8]) -> Outcome<i32> {
     let peer = call.get::<PeerHandle>(peer)?;
     let options: DialOptions = json::parse(text)?;
-    let timeout = Duration::from_millis(options.handshake_timeout_ms.into());
+    let timeout = Duration::from_millis(options.answer_timeout_ms.into());
     command("dial the peer", peer.control.endpoint.dial(peer.peer, options.addr.0, timeout))
 }
 

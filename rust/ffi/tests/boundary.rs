@@ -240,3 +240,24 @@ fn a_parent_death_signal_is_a_signal() {
     assert_eq!((reason.code, reason.errno), (EINVAL, 22));
     assert!(reason.text.contains("65") && reason.text.contains("1 to 64"), "{}", reason.text);
 }
+
+#[test]
+fn the_clock_is_the_time_since_boot() {
+    let now = || {
+        let mut out = [0; 1];
+        // SAFETY: `out` takes one number.
+        assert_eq!(unsafe { icx_clock_now(out.as_mut_ptr(), 1) }, 1);
+        out[0]
+    };
+    let uptime = || {
+        let text = std::fs::read_to_string("/proc/uptime").unwrap();
+        let seconds: f64 = text.split(' ').next().unwrap().parse().unwrap();
+        (seconds * 1e9) as u64
+    };
+    // The file has hundredths of a second.
+    const STEP: u64 = 10_000_000;
+    let (before, first, second, after) = (uptime(), now(), now(), uptime());
+    assert!(before <= first && first <= second && second <= after + STEP, "{before} {first} {second} {after}");
+    // SAFETY: nothing is written where nothing fits.
+    assert_eq!(unsafe { icx_clock_now(core::ptr::null_mut(), 0) }, EBUFFER);
+}

@@ -54,7 +54,7 @@ pub unsafe extern "C" fn icx_peer_info(peer: u32, out: *mut u8, out_cap: u32) ->
 /// Starts a handshake with the peer; the event 10 (session up) or 12 (dial failed) tells how it went. Returns 0, `ICX_ESTATE` where a
 /// dial or session is under way or the peer is the one to dial, or `ICX_ECLOSED`.
 ///
-/// `json`: `{addr: "ip:port", handshakeTimeoutMs}`.
+/// `json`: `{addr: "ip:port", answerTimeoutMs}`.
 ///
 /// # Safety
 /// `json` is readable for `json_len` bytes and `err` writable for `err_cap` bytes during the call.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ABI_VERSION, finish, run, run_out, write_out};
+use super::{ABI_VERSION, finish, run, run_out, write_numbers, write_out};
 use crate::code::Code;
 use crate::error::{Failure, Outcome};
 use crate::guard::guard;
@@ -54,6 +54,17 @@ pub extern "C" fn icx_close_wait(handle: u32) -> i32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn icx_handle_count() -> u32 {
     handle::count()
+}
+
+/// Writes the time on the clock that keys expire by: nanoseconds since boot, suspended time included. Returns 1, the
+/// numbers written, or `ICX_EBUFFER`.
+///
+/// # Safety
+/// `out` is writable for `count` 64-bit numbers during the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn icx_clock_now(out: *mut u64, count: u32) -> i32 {
+    // SAFETY: the contract on `out` is the same.
+    run(|_| unsafe { write_numbers(out, count, &[icx_io::clock::now().as_nanos()]) })
 }
 
 /// Waits for events of any handle, at most `timeout_ms`, and writes as many whole ones as fit. Returns the bytes
