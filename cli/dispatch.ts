@@ -3,7 +3,7 @@
 import { EXIT, type ExitCode, exitCodeOf } from "./exit.ts";
 import { type Arguments, findMisspelling, parseArguments } from "./options.ts";
 import { parserOptions } from "./parser_options.ts";
-import { columns, err, out, painter, takesColour } from "./terminal.ts";
+import { columns, err, flushErr, out, painter, takesColour } from "./terminal.ts";
 
 /** Ends parsing with an exit code: a page was shown, or the arguments are wrong. */
 class ParsingEnded {
@@ -60,5 +60,7 @@ export async function dispatch(args: readonly string[]): Promise<ExitCode> {
     const text = error instanceof Error ? error.message : String(error);
     err(`${painter("stderr")(["red", "bold"], "icx:")} ${text}\n`);
     return exitCodeOf(error);
+  } finally {
+    await flushErr();
   }
 }

@@ -1,7 +1,7 @@
 /** Logging of the commands: lines for people on a terminal, JSON lines for programs, both on standard error. */
 
 import { configureSync, getJsonLinesFormatter, getLogger, type LogRecord } from "@logtape/logtape";
-import { err, type Paint, painter, type Style } from "./terminal.ts";
+import { err, type Paint, painter, type Style, tellLostLines } from "./terminal.ts";
 
 /** How much to say, from least to most. */
 export type LogLevel = "error" | "warning" | "info" | "debug" | "trace";
@@ -32,9 +32,9 @@ const STYLES: Readonly<Record<string, Style>> = {
 export function openLog(options: LogOptions): Log {
   const json = getJsonLinesFormatter();
   const paint = painter("stderr");
-  const sink = options.format === "json"
-    ? (record: LogRecord) => err(json(record))
-    : (record: LogRecord) => err(line(record, paint));
+  const format = options.format === "json" ? json : (record: LogRecord) => line(record, paint);
+  const sink = (record: LogRecord) => err(format(record));
+  tellLostLines((lines) => format(lossRecord(lines)));
   configureSync({
     reset: true,
     sinks: { stderr: sink },
@@ -48,6 +48,19 @@ export function openLog(options: LogOptions): Log {
     // A program that reads JSON has the fields; the lines below the first are for people.
     const shown = options.format === "json" ? text.split("\n", 1)[0] ?? "" : text;
     logger[level](shown.replaceAll("{", "{{").replaceAll("}", "}}"), { ...fields });
+  };
+}
+
+/** What stands where lines are missing. */
+function lossRecord(lines: number): LogRecord {
+  const text = `${lines} lines of this log could not be written: its reader was stuck or gone, or the disk full`;
+  return {
+    category: ["icx"],
+    level: "warning",
+    message: [text],
+    rawMessage: text,
+    timestamp: Date.now(),
+    properties: { event: "log-lost", lines },
   };
 }
 

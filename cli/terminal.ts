@@ -2,6 +2,8 @@
 
 import process from "node:process";
 import { styleText } from "node:util";
+import { writeStderr } from "../native/stderr.ts";
+import { OutputQueue } from "./output_queue.ts";
 
 /** Whether a stream takes colours. */
 export function takesColour(stream: "stdout" | "stderr"): boolean {
@@ -18,9 +20,29 @@ export function out(text: string): void {
   process.stdout.write(text);
 }
 
-/** Writes text to standard error as it is. */
+let describeLoss = (lines: number): string => `icx: ${lines} lines before this one could not be written\n`;
+
+const errQueue = new OutputQueue({ write: writeStderr, describeLoss: (lines) => describeLoss(lines) });
+
+/**
+ * Writes lines to standard error, and does not wait: a reader that is stuck, a full disk and a closed pipe cost lines, never
+ * the tunnel.
+ */
 export function err(text: string): void {
-  process.stderr.write(text);
+  errQueue.push(text);
+}
+
+/** Says how the loss of lines is told once standard error takes some again. */
+export function tellLostLines(describe: (lines: number) => string): void {
+  describeLoss = describe;
+}
+
+/** How long the end of a command waits for whoever reads standard error, in milliseconds. */
+const FLUSH_MS = 1000;
+
+/** Resolves when standard error has taken everything, or does not within a second. */
+export function flushErr(): Promise<void> {
+  return errQueue.flush(FLUSH_MS);
 }
 
 /** Styles of {@linkcode paint}. */
