@@ -57,6 +57,11 @@ export class Running {
     this.ended.catch(() => {});
   }
 
+  /** Of what `ip netns exec` became: it does not fork. */
+  get pid(): number {
+    return this.#child.pid;
+  }
+
   kill(signal: Deno.Signal): void {
     if (this.running) this.#child.kill(signal);
   }
@@ -238,6 +243,13 @@ export class Relay {
 /** Counters of a node as its log gives them. */
 export type Counters = Readonly<Record<string, number>>;
 
+/** A line of a node's log, as far as the tests look at it. */
+interface LogLine {
+  readonly "@timestamp": string;
+  readonly message: string;
+  readonly properties: Record<string, unknown>;
+}
+
 /** A node started with `icx up`, logging JSON lines. */
 export class Node {
   readonly process: Running;
@@ -254,8 +266,8 @@ export class Node {
     for (const line of this.process.stderr.split("\n")) {
       if (!line.startsWith("{")) continue;
       try {
-        const { message, properties } = JSON.parse(line) as { message: string; properties: Record<string, unknown> };
-        events.push({ message, ...properties });
+        const record = JSON.parse(line) as LogLine;
+        events.push({ message: record.message, timestamp: record["@timestamp"], ...record.properties });
       } catch {
         // The last line may still be on its way.
       }
@@ -413,14 +425,19 @@ export class Lab {
     return host === this.a ? this.b : this.a;
   }
 
-  /** Starts a node on `host` towards the other one. */
-  start(host: Host, extra: readonly string[] = []): Node {
+  /** Starts a node on `host` towards the other one; `through` is a command that runs the launcher, such as `prlimit`. */
+  start(
+    host: Host,
+    extra: readonly string[] = [],
+    { through = [] }: { readonly through?: readonly string[] } = {},
+  ): Node {
     const peer = this.other(host);
     const { peerUnderlay } = host;
     const endpoint = peerUnderlay.includes(":") ? `[${peerUnderlay}]:6081` : `${peerUnderlay}:6081`;
     const node = new Node(
       host,
       host.start([
+        ...through,
         ICX,
         "up",
         ...["--identity-key", host.keyFile, "--peer-key", peer.publicKey],

@@ -1,0 +1,104 @@
+/** Traffic that goes on through a node's restart, and how long it was away. */
+import assert from "node:assert/strict";
+import process from "node:process";
+import type { Host, Lab, Node, Running } from "./_lab.ts";
+
+/** Echo requests 20 times a second; the replies say when they came. */
+export class Pinging {
+  readonly #process: Running;
+
+  private constructor(process: Running) {
+    this.#process = process;
+  }
+
+  /** Starts, and waits for the first replies. */
+  static async start(lab: Lab, from: Host): Promise<Pinging> {
+    const ping = lab.spawn(from, ["ping", "-D", "-n", "-i", "0.05", lab.other(from).inner4]);
+    const pinging = new Pinging(ping);
+    await pinging.answerAfter(0, 10_000);
+    return pinging;
+  }
+
+  /** When the first reply after `since` came, both in milliseconds of the wall clock. */
+  answerAfter(since: number, timeoutMs: number): Promise<number> {
+    return this.#process.until(`a reply after ${since}`, timeoutMs, () => this.#replies().find((at) => at > since));
+  }
+
+  async stop(): Promise<void> {
+    this.#process.kill("SIGKILL");
+    await this.#process.ended;
+  }
+
+  #replies(): number[] {
+    return [...this.#process.stdout.matchAll(/^\[(\d+\.\d+)\] .*icmp_seq=/gm)].map((match) => Number(match[1]) * 1000);
+  }
+}
+
+/** A TCP transfer from `from` to the other host, at a rate that leaves the machine room for everything else. */
+export class Transfer {
+  readonly #sender: Running;
+
+  private constructor(sender: Running) {
+    this.#sender = sender;
+  }
+
+  static async start(lab: Lab, from: Host, seconds: number): Promise<Transfer> {
+    const to = lab.other(from);
+    const server = lab.spawn(to, ["iperf3", "--forceflush", "-s", "-1", "-B", to.inner4]);
+    await server.until("iperf3 listens", 10_000, () => /listening/i.test(server.stdout) || undefined);
+    const sender = lab.spawn(from, [
+      ...["iperf3", "--forceflush", "-c", to.inner4, "-b", "50M", "-t", String(seconds), "-i", "0.2"],
+    ]);
+    await sender.until("the transfer moves", 10_000, () => / sec /.test(sender.stdout) || undefined);
+    return new Transfer(sender);
+  }
+
+  /** Expects that the same connection carried on to its end. */
+  async finished(timeoutMs: number): Promise<void> {
+    await this.#sender.until("the end of the transfer", timeoutMs, () => this.#sender.running ? undefined : true)
+      .catch((error) => {
+        if (this.#sender.running) throw error;
+      });
+    const { code, stdout, stderr } = await this.#sender.ended;
+    assert.equal(code, 0, `${stdout.slice(-2000)}\n${stderr}`);
+  }
+}
+
+/** Which of the two nodes has the role. */
+export async function byRole(role: "initiator" | "responder", [a, b]: readonly [Node, Node]): Promise<[Node, Node]> {
+  return (await a.event("starting"))["role"] === role ? [a, b] : [b, a];
+}
+
+/** What a restart took, in milliseconds. */
+export interface Recovery {
+  /** From the start of the new process to the first reply. */
+  readonly fromExecMs: number;
+  /** From the new node's readiness to talk to its peer to the first reply. */
+  readonly fromStartingMs: number;
+}
+
+/** Ends `victim` by `how`, starts it again at once, and waits for the first reply to `pinging`. */
+export async function restart(
+  lab: Lab,
+  options: { victim: Node; how: "SIGTERM" | "SIGKILL"; pinging: Pinging; extra?: readonly string[] },
+): Promise<[Node, Recovery]> {
+  const { victim, how, pinging, extra = [] } = options;
+  victim.process.kill(how);
+  await victim.process.ended;
+  const execAt = Date.now();
+  const again = lab.start(victim.host, extra);
+  const startingAt = Date.parse(String((await again.event("starting"))["timestamp"]));
+  const answeredAt = await pinging.answerAfter(execAt, 30_000);
+  return [again, { fromExecMs: answeredAt - execAt, fromStartingMs: answeredAt - startingAt }];
+}
+
+/** A line of figures among the output of the tests. */
+export function report(line: string): void {
+  process.stderr.write(`    ${line}\n`);
+}
+
+/** The middle one. */
+export function median(values: readonly number[]): number {
+  const sorted = values.toSorted((a, b) => a - b);
+  return sorted[Math.floor(sorted.length / 2)] ?? NaN;
+}
