@@ -105,6 +105,8 @@ export interface EngineXfrm {
    * @returns How many packets were made; as long as it is the output's capacity there may be more.
    */
   toPhy(output: PacketBatch): number;
+  /** Counts `packets` sealed packets of a network as `tx_errors`: the underlay refused them. */
+  countTxErrors(vni: number, packets: number): void;
 }
 
 /** One of the engine's own addresses on a raw underlay. */
@@ -365,6 +367,10 @@ export class Engine implements EngineXfrm, Disposable {
       () =>
         output.fill("tx", undefined, (_input, descriptors, _count, bytes) => this.#native.toPhy(descriptors, bytes)),
     );
+  }
+
+  countTxErrors(vni: number, packets: number): void {
+    guarded("count refused packets", () => this.#native.countTxErrors(vni, packets));
   }
 
   /** For tests and known answers: installs keys that are handed in. */

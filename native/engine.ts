@@ -225,6 +225,12 @@ export class NativeEngine extends SyncHandle {
     return check(symbols, "icx_engine_counters", result);
   }
 
+  /** Counts sealed packets that an underlay outside of the library then refused. */
+  countTxErrors(vni: number, packets: number): void {
+    const { symbols, id } = this.use("icx_engine_count_tx_errors");
+    check(symbols, "icx_engine_count_tx_errors", symbols.icx_engine_count_tx_errors(id, vni, packets));
+  }
+
   /**
    * Seals virtual-side frames.
    *

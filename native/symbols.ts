@@ -141,6 +141,10 @@ export const SYMBOLS = {
     parameters: ["u32", /* engine */ "u32", /* vni */ "buffer", /* out, u64 */ "u32" /* count */],
     result: "i32", // how many
   },
+  icx_engine_count_tx_errors: {
+    parameters: ["u32", /* engine */ "u32", /* vni */ "u32" /* packets */],
+    result: "i32",
+  },
   icx_counter_names: {
     parameters: ["buffer", /* out */ "u32" /* out_cap, bytes */],
     result: "i32", // length

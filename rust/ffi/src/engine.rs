@@ -449,6 +449,11 @@ pub(crate) fn counters(call: &Call, engine: u32, vni: u32) -> Outcome<CounterSna
     engine.engine.network_counters(vni).ok_or_else(|| no_network(vni))
 }
 
+pub(crate) fn count_tx_errors(call: &Call, engine: u32, vni: u32, packets: u32) -> Outcome<i32> {
+    call.get::<EngineHandle>(engine)?.engine.count_tx_errors(json::vni(vni)?, packets.into());
+    Ok(0)
+}
+
 /// The inner MTU for a path MTU, in bytes.
 pub(crate) fn inner_mtu(path_mtu: u32) -> Outcome<u32> {
     icx_proto::wire::mtu::inner_mtu(path_mtu).map_err(|error| Failure::of(Code::Invalid, "fit a packet", &error))

@@ -281,6 +281,17 @@ fn keepalives_come_of_themselves() {
 }
 
 #[test]
+fn refused_packets_count_for_their_network_or_for_the_engine_when_it_is_gone() {
+    let _turn = exclusive();
+    let (a, b) = pair();
+    assert_eq!(icx_engine_count_tx_errors(a, VNI, 3), 0);
+    assert_eq!(icx_engine_count_tx_errors(a, VNI + 1, 2), 0);
+    assert_eq!((counter(a, VNI, "tx_errors"), counter(a, u32::MAX, "tx_errors")), (3, 2));
+    assert_eq!(icx_engine_count_tx_errors(a, 1 << 24, 1), EINVAL);
+    close([a, b]);
+}
+
+#[test]
 fn counters_need_room_for_all_of_them() {
     let _turn = exclusive();
     let engine = engine();

@@ -157,6 +157,13 @@ pub unsafe extern "C" fn icx_engine_counters(engine: u32, vni: u32, out: *mut u6
     })
 }
 
+/// Counts sealed packets of a network that its underlay then refused, for underlays outside of the library. Returns 0; what
+/// belongs to a network that is gone counts for the engine.
+#[unsafe(no_mangle)]
+pub extern "C" fn icx_engine_count_tx_errors(engine: u32, vni: u32, packets: u32) -> i32 {
+    run(|call| engine::count_tx_errors(call, engine, vni, packets))
+}
+
 /// Writes the names of the counters as a JSON array. Returns the length.
 ///
 /// # Safety
