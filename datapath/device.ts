@@ -14,9 +14,14 @@ import type { TunDevice } from "./tun_device.ts";
 export type NativeDevice = TunDevice;
 
 /**
- * An inner side written in TypeScript: packets come and go in batches, each a bare IP packet.
+ * An inner side written in TypeScript: packets come and go in batches, each a bare IP packet. {@linkcode MemoryDevice} is one,
+ * {@linkcode RecordingDevice} keeps what passes through one.
  *
- * Whoever reads or writes waits for one call of a kind at a time; a read and a write may overlap.
+ * - Whoever reads or writes waits for one call of a kind at a time; a read and a write may overlap.
+ * - A call that waits ends when its signal aborts, with the signal's reason. A datapath does not wait for one that does not.
+ * - A call that fails for a passing reason rejects, and is made again; what it took or gave until then counts as not taken and
+ *   as given. A packet that the device never wants it takes and drops, lest it come again.
+ * - The batch is the caller's: the device copies what it keeps.
  */
 export interface ScriptDevice {
   /** Tells it from a native one. */
@@ -24,7 +29,8 @@ export interface ScriptDevice {
   /** The largest packet that it gives and takes, in bytes. */
   readonly mtuBytes: number;
   /**
-   * Waits for packets and appends them to `batch`, at least one unless the device is closed.
+   * Waits for packets and appends them to `batch`, at least one unless the device is closed. The batch comes in empty, with room for
+   * a packet of any size.
    *
    * @returns How many were appended; 0 when the device is closed.
    */

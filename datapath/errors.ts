@@ -24,6 +24,8 @@ export interface DatapathErrorOptions {
  * - `already-run`: `run` was called before.
  * - `closed`: it has been closed, or what it stands on has.
  * - `wrong-state`: not possible now.
+ * - `end-failed`: a device or an underlay written in TypeScript failed too often in a row, or did not keep to its interface; `cause`
+ *   is what it failed with.
  * - `permission-denied`, `exists`, `not-found`, `busy`, `unsupported`: what the operating system has against it.
  * - `system`: another answer of the operating system; `errno` says which.
  * - `invalid-argument`, `key-refused`, `key-reused`, `peer`, `timed-out`: as they say.
@@ -34,6 +36,7 @@ export type DatapathErrorCode =
   | "already-run"
   | "busy"
   | "closed"
+  | "end-failed"
   | "exists"
   | "internal"
   | "invalid-argument"

@@ -15,6 +15,12 @@ const ADDRESS = 16;
 const PORT = 32;
 const SOURCE_PORT = 34;
 
+/**
+ * The most bytes that one packet or datagram has, by the length fields of IPv4, IPv6 and UDP. An empty batch that a datapath hands
+ * to an end has room for one of that size; what is larger is the end's to drop.
+ */
+export const MAX_PACKET_BYTES: number = 65_535;
+
 /** The first 12 bytes of an IPv4-mapped IPv6 address. */
 const MAPPED = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
@@ -216,6 +222,28 @@ export class PacketBatch {
     const at = this.#at(index);
     const offset = this.#view.getUint32(at + OFFSET, LITTLE_ENDIAN);
     return this.#buffer.subarray(offset, offset + this.#view.getUint32(at + LENGTH, LITTLE_ENDIAN));
+  }
+
+  /** How many bytes packet `index` has. */
+  packetBytes(index: number): number {
+    return this.#view.getUint32(this.#at(index) + LENGTH, LITTLE_ENDIAN);
+  }
+
+  /**
+   * Takes out the packets that `keep` does not want. The others keep their order and their bytes stay where they are.
+   *
+   * @param keep Hears the index of each packet once, in order, and may look at that packet only.
+   */
+  retain(keep: (index: number) => boolean): void {
+    let kept = 0;
+    for (let i = 0; i < this.#length; i++) {
+      if (!keep(i)) continue;
+      if (kept !== i) {
+        this.#descriptors.copyWithin(kept * DESCRIPTOR_BYTES, i * DESCRIPTOR_BYTES, (i + 1) * DESCRIPTOR_BYTES);
+      }
+      kept += 1;
+    }
+    this.#length = kept;
   }
 
   /** The network of packet `index`; 0 where the verdict is neither `forward` nor `consumed`. */

@@ -59,6 +59,26 @@ Deno.test("PacketBatch.fill() shows the call its packets and takes the results i
   ok(!output.append(new Uint8Array(1)));
 });
 
+Deno.test("PacketBatch.retain() keeps order, bytes and endpoints, and room behind the last packet", () => {
+  const batch = new PacketBatch({ capacity: 5, bufferBytes: 16 });
+  for (const n of [1, 2, 3, 4]) {
+    batch.append(new Uint8Array(n).fill(n), { address: new Uint8Array(4).fill(n), port: n });
+  }
+  const heard: number[] = [];
+  batch.retain((i) => {
+    heard.push(batch.packetBytes(i));
+    return i % 2 === 1;
+  });
+  deepStrictEqual(heard, [1, 2, 3, 4]);
+  deepStrictEqual([0, 1].map((i) => [...batch.packet(i)]), [[2, 2], [4, 4, 4, 4]]);
+  deepStrictEqual(batch.endpoint(1), { address: new Uint8Array(4).fill(4), port: 4 });
+  throws(() => batch.packet(2), RangeError);
+  ok(batch.append(new Uint8Array(6).fill(9)), "the buffer's rest is still 6 bytes");
+  deepStrictEqual([...batch.packet(1)], [4, 4, 4, 4]);
+  batch.retain(() => false);
+  strictEqual(batch.length, 0);
+});
+
 Deno.test("PacketBatch refuses what makes no sense", () => {
   throws(() => new PacketBatch({ capacity: 0 }), RangeError);
   throws(() => new PacketBatch({ capacity: 65537 }), RangeError);

@@ -1,19 +1,21 @@
 /**
- * The tun datapath: a TUN device, UDP sockets, and native threads between them.
+ * The tun datapath: a device of IP packets, an underlay of UDP datagrams, and what moves packets between them.
  *
  * @module
  */
 
-import { NativePump } from "../native/pump.ts";
-import type { Datapath, DatapathRunOptions, DatapathStats, EndCounters } from "./datapath.ts";
-import type { NativeDevice } from "./device.ts";
+import type { Clock } from "./clock.ts";
+import type { Datapath, DatapathRunOptions, DatapathStats } from "./datapath.ts";
+import type { Device, NativeDevice, ScriptDevice } from "./device.ts";
 import type { Engine } from "./engine.ts";
 import { DatapathError, toDatapathError } from "./errors.ts";
+import { type Pump, ThreadPump } from "./pump.ts";
+import { ScriptPump } from "./script_pump.ts";
 import { TunDevice, type TunDeviceOptions } from "./tun_device.ts";
 import { UdpUnderlay, type UdpUnderlayOptions } from "./udp_underlay.ts";
-import type { NativeUnderlay } from "./underlay.ts";
+import type { NativeUnderlay, ScriptUnderlay, Underlay } from "./underlay.ts";
 
-/** What a {@linkcode TunDatapath} is made of. */
+/** What a {@linkcode TunDatapath} between native ends is made of. */
 export interface TunDatapathOptions {
   /** The inner side, or what to make it of. It belongs to the datapath from `open` on. */
   readonly device: NativeDevice | TunDeviceOptions;
@@ -23,20 +25,34 @@ export interface TunDatapathOptions {
   readonly engine: Engine;
 }
 
-const NO_END_COUNTERS: EndCounters = {
-  deviceReadPackets: 0,
-  deviceWritePackets: 0,
-  deviceWriteErrors: 0,
-  underlaySent: 0,
-  underlayReceived: 0,
-  underlaySendErrors: 0,
-  portFallbacks: 0,
-  underlayTruncated: 0,
-};
+/** What a {@linkcode TunDatapath} between ends written in TypeScript is made of. */
+export interface ScriptTunDatapathOptions<D extends ScriptDevice, U extends ScriptUnderlay> {
+  /** The inner side. It belongs to the datapath from `open` on. */
+  readonly device: D;
+  /** The outer side. It belongs to the datapath from `open` on. */
+  readonly underlay: U;
+  /** The engine, with bare IP packets inside and UDP outside. It stays its owner's, who closes it after the datapath. */
+  readonly engine: Engine;
+  /** Time, for the delays after failures. Keys and keepalives go by the engine's own. @default systemClock */
+  readonly clock?: Clock | undefined;
+}
 
 /**
- * Moves packets between a TUN device and UDP sockets. They never enter JavaScript: native threads move them, this class
- * starts, watches and stops those. {@linkcode Datapath} says what each call does when.
+ * Moves packets between a device and an underlay. {@linkcode Datapath} says what each call does when.
+ *
+ * Both ends are native, or both are written in TypeScript. Between native ones, a TUN device and UDP sockets, packets never
+ * enter JavaScript: native threads move them, and this class starts, watches and stops those. Between others it moves them
+ * itself, in batches:
+ *
+ * - A call of an end that fails is made again after 10 ms, then 20, and so on. The 16th failure in a row is what `run` rejects with,
+ *   as a {@linkcode DatapathError} with code `end-failed` and the last failure as its `cause`.
+ * - An end that closes of itself makes `run` reject with code `closed`.
+ * - What an end does not take at once is handed to it again. Each direction holds one batch of 64 packets, and asks for
+ *   no more until the other end has taken it.
+ * - Every packet read is sealed or dropped by the engine, every sealed one is sent or counts as refused, and likewise inbound:
+ *   when `run` has ended, the counters add up.
+ * - A packet larger than the device's MTU that comes out of the tunnel counts as refused by the device. One that is too large for
+ *   the tunnel is dropped as `tx_too_big`; a stack behind the device is told with ICMP by native ends only.
  *
  * @example Packets flow until the process is told to stop
  * ```ts ignore
@@ -52,49 +68,85 @@ const NO_END_COUNTERS: EndCounters = {
  * });
  * await datapath.run({ signal: AbortSignal.timeout(60_000) });
  * ```
+ *
+ * @example Two tunnel ends in one process, over memory
+ * ```ts
+ * import { addressBytes, Engine, Library, MemoryDevice, MemoryUnderlay, TunDatapath } from "@icx/icx";
+ * import { deepStrictEqual } from "node:assert";
+ *
+ * await using library = Library.open();
+ * const underlays = MemoryUnderlay.pair();
+ * const keys = ["00112233445566778899aabbccddeeff", "ffeeddccbbaa99887766554433221100"];
+ * const sides = [];
+ * for (const [at, underlay] of underlays.entries()) {
+ *   const engine = Engine.create({ library, dangerIsolatedKeyHistory: true });
+ *   const prefixes = ["10.1.0.0/16", "10.2.0.0/16"];
+ *   const [src = "", dst = ""] = at === 0 ? prefixes : prefixes.toReversed();
+ *   engine.addNetwork({ vni: 7, peer: at === 0 ? "192.0.2.2:6081" : "192.0.2.1:6081", routes: [{ src, dst }] });
+ *   const [rxKey = "", txKey = ""] = at === 0 ? keys : keys.toReversed();
+ *   engine.dangerInstall({ vni: 7, rxSpi: 1 + at, txSpi: 2 - at, rxKey, txKey, expiresAtNs: 2n ** 63n });
+ *   const [device, host] = MemoryDevice.pair();
+ *   const datapath = await TunDatapath.open({ device, underlay, engine });
+ *   sides.push({ host, engine, datapath, running: datapath.run() });
+ * }
+ * const [left, right] = sides;
+ *
+ * const header = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 253, 0, 0];
+ * const packet = new Uint8Array([...header, ...addressBytes("10.1.0.1"), ...addressBytes("10.2.0.1")]);
+ * await left?.host.push(packet);
+ * deepStrictEqual(await right?.host.pull(), packet);
+ *
+ * for (const { datapath, running, engine } of sides) {
+ *   await datapath.close();
+ *   await running;
+ *   engine.close();
+ * }
+ * ```
  */
-export class TunDatapath implements Datapath {
+export class TunDatapath<D extends Device = NativeDevice, U extends Underlay = NativeUnderlay> implements Datapath {
   readonly kind = "tun";
-  readonly #device: NativeDevice;
-  readonly #underlay: NativeUnderlay;
+  /** The device, to look at. */
+  readonly device: D;
+  /** The underlay, to look at. */
+  readonly underlay: U;
   readonly #engine: Engine;
+  readonly #pump: Pump;
   readonly #closing = new AbortController();
   #hasRun = false;
-  #pump: NativePump | undefined;
   #running: Promise<void> | undefined;
   #closed: Promise<void> | undefined;
-  #lastEndCounters = NO_END_COUNTERS;
 
-  private constructor(device: NativeDevice, underlay: NativeUnderlay, engine: Engine) {
-    this.#device = device;
-    this.#underlay = underlay;
+  private constructor(device: D, underlay: U, engine: Engine, pump: Pump) {
+    this.device = device;
+    this.underlay = underlay;
     this.#engine = engine;
+    this.#pump = pump;
   }
 
   /**
    * Makes the device and binds the sockets, where they are not handed in. Nothing moves yet.
    *
    * @param options The parts.
-   * @throws {DatapathError} When one of them cannot be had. Those that were made or handed in are closed then.
+   * @throws {DatapathError} When one of them cannot be had; `unsupported` for a native end with one that is not. Those that
+   * were made or handed in are closed then.
    */
-  static async open(options: TunDatapathOptions): Promise<TunDatapath> {
+  static open(options: TunDatapathOptions): Promise<TunDatapath>;
+  /** The same, between ends written in TypeScript. */
+  static open<D extends ScriptDevice, U extends ScriptUnderlay>(
+    options: ScriptTunDatapathOptions<D, U>,
+  ): Promise<TunDatapath<D, U>>;
+  static async open(
+    options: TunDatapathOptions | ScriptTunDatapathOptions<ScriptDevice, ScriptUnderlay>,
+  ): Promise<TunDatapath<Device, Underlay>> {
     await using parts = new AsyncDisposableStack();
-    const { device: deviceOption, underlay: underlayOption, engine } = options;
-    if ("kind" in underlayOption) parts.use(underlayOption);
-    const device = parts.use("kind" in deviceOption ? deviceOption : TunDevice.open(deviceOption));
-    const underlay = "kind" in underlayOption ? underlayOption : parts.use(UdpUnderlay.open(underlayOption));
+    const { engine } = options;
+    if ("kind" in options.underlay) parts.adopt(options.underlay, (underlay) => underlay.close());
+    if ("kind" in options.device) parts.adopt(options.device, (device) => device.close());
+    const device = "kind" in options.device ? options.device : parts.use(TunDevice.open(options.device));
+    const underlay = "kind" in options.underlay ? options.underlay : parts.use(UdpUnderlay.open(options.underlay));
+    const pump = pumpFor({ device, underlay, engine, clock: "clock" in options ? options.clock : undefined });
     parts.move();
-    return new TunDatapath(device, underlay, engine);
-  }
-
-  /** The device, to look at. */
-  get device(): NativeDevice {
-    return this.#device;
-  }
-
-  /** The sockets, to look at. */
-  get underlay(): NativeUnderlay {
-    return this.#underlay;
+    return new TunDatapath(device, underlay, engine, pump);
   }
 
   async run(options: DatapathRunOptions = {}): Promise<void> {
@@ -109,7 +161,10 @@ export class TunDatapath implements Datapath {
     this.#hasRun = true;
     const { signal } = options;
     if (signal?.aborted) return;
-    this.#running = this.#pumpUntil(signal, operation);
+    const stop = signal === undefined ? this.#closing.signal : AbortSignal.any([signal, this.#closing.signal]);
+    this.#running = this.#pump.run(stop).catch((error) => {
+      throw toDatapathError(error, operation);
+    });
     await this.#running;
   }
 
@@ -117,7 +172,7 @@ export class TunDatapath implements Datapath {
     return {
       engine: this.#engine.counters(),
       networks: new Map(this.#engine.networks.map((vni) => [vni, this.#engine.counters(vni)])),
-      ends: this.#readEndCounters(),
+      ends: this.#pump.counters(),
     };
   }
 
@@ -131,46 +186,29 @@ export class TunDatapath implements Datapath {
     return this.close();
   }
 
-  async #pumpUntil(signal: AbortSignal | undefined, operation: string): Promise<void> {
-    const stopped = Promise.withResolvers<void>();
-    const onAbort = () => stopped.resolve();
-    this.#closing.signal.addEventListener("abort", onAbort, { once: true });
-    signal?.addEventListener("abort", onAbort, { once: true });
-    if (signal?.aborted || this.#closing.signal.aborted) onAbort();
-    try {
-      const pump = NativePump.start({
-        engine: this.#engine.native,
-        tun: this.#device.native,
-        udp: this.#underlay.native,
-      });
-      this.#pump = pump;
-      try {
-        await Promise.race([pump.ended, stopped.promise]);
-      } finally {
-        await pump.stop();
-        this.#lastEndCounters = pump.counters();
-      }
-    } catch (error) {
-      throw toDatapathError(error, operation);
-    } finally {
-      this.#closing.signal.removeEventListener("abort", onAbort);
-      signal?.removeEventListener("abort", onAbort);
-    }
-  }
-
   async #close(): Promise<void> {
     this.#closing.abort();
     // What went wrong there is for the caller of `run` to hear.
     await this.#running?.catch(() => {});
-    const pump = this.#pump;
-    this.#pump = undefined;
-    await pump?.close();
-    await this.#device.close();
-    await this.#underlay.close();
+    await this.#pump.close();
   }
+}
 
-  #readEndCounters(): EndCounters {
-    if (this.#pump !== undefined) this.#lastEndCounters = this.#pump.counters();
-    return this.#lastEndCounters;
+/** What moves packets between two ends of these kinds. */
+function pumpFor(parts: {
+  readonly device: Device;
+  readonly underlay: Underlay;
+  readonly engine: Engine;
+  readonly clock: Clock | undefined;
+}): Pump {
+  const { device, underlay, engine, clock } = parts;
+  if (device.kind === "script" && underlay.kind === "script") {
+    return new ScriptPump({ device, underlay, engine, clock });
   }
+  if (device.kind !== "script" && underlay.kind !== "script") return new ThreadPump({ device, underlay, engine });
+  throw new DatapathError(
+    `Cannot move packets between a "${device.kind}" device and a "${underlay.kind}" underlay as both ends must be native, ` +
+      `or both "script": replace one of them`,
+    { code: "unsupported", operation: "open the tun datapath" },
+  );
 }
