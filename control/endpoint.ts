@@ -95,6 +95,11 @@ export class ControlPeer implements TunnelPeer {
     this.#attempt(() => this.#native.disconnect());
   }
 
+  /** Where the session's packets come from now, as `ip:port`; `undefined` without a session. A peer may move within one. */
+  get remote(): string | undefined {
+    return this.#native.status().remote ?? undefined;
+  }
+
   subscribe(listener: (event: TunnelPeerEvent) => void): () => void {
     this.#listeners.add(listener);
     for (const event of this.#missed.splice(0)) listener(event);

@@ -14,7 +14,7 @@ import { TunDatapath } from "../datapath/tun.ts";
 import { bootClock } from "../native/clock.ts";
 import { Library } from "../native/library.ts";
 import { resolveHost, type RouteInfo, routeLookup } from "../native/network.ts";
-import { ControlEndpoint } from "./endpoint.ts";
+import { ControlEndpoint, type ControlPeer } from "./endpoint.ts";
 import { Identity, parsePeerKey, type PublicKey, tunnelRole } from "./identity.ts";
 import type { TrafficSample, TunnelEvent, TunnelRole } from "./lifecycle.ts";
 import type { NodeConfig, NodePeerConfig } from "./node_config.ts";
@@ -96,6 +96,8 @@ export interface NodeStats {
 /** How long a node's parts may take to end, in milliseconds. */
 const SHUTDOWN_TIMEOUT_MS = 5000;
 const LOCATE_REPORT_MS = 10_000;
+/** How soon a name is asked again whether it stands for where a peer's session now is. */
+const FOLLOW_AGAIN_MS = 5000;
 const MIN_KEY_LIFETIME_MS = 3_600_000;
 const MAX_KEY_LIFETIME_MS = 24 * 3_600_000;
 
@@ -110,8 +112,13 @@ interface PeerState {
   readonly role: TunnelRole;
   readonly pathMtuBytes: number;
   readonly interface: string;
+  readonly control: ControlPeer;
   readonly tunnel: Tunnel;
   endpoint: string;
+  /** Packets that had opened when last looked at. */
+  rxPackets: bigint;
+  /** Where the peer's session was when its name was last asked, and when that was. */
+  followed: { readonly remote: string; readonly at: number } | undefined;
 }
 
 /**
@@ -343,7 +350,7 @@ export class Node implements AsyncDisposable {
       rekeyIntervalMs: this.#config.rekeyIntervalMs,
       clock: this.#clock,
       resolve: ({ signal }) => resolve(this.#library, { config: this.#config, host, port: config.controlPort, signal }),
-      sampleTraffic: () => this.#sample(vni),
+      sampleTraffic: () => this.#sample(state),
       onEvent: (event) => {
         this.#observer.tell({ type: "tunnel", vni, host, event });
         if (event.type === "session-up") this.#follow(state, event.remote);
@@ -353,16 +360,23 @@ export class Node implements AsyncDisposable {
       config,
       key,
       role,
+      control: peer,
       tunnel,
       endpoint,
       interface: place.route.interface,
       pathMtuBytes: place.route.mtu,
+      rxPackets: 0n,
+      followed: undefined,
     };
     this.#peers.push(state);
   }
 
-  #sample(vni: number): TrafficSample {
-    const { tx_packets, rx_packets, last_keepalive } = this.#engine.counters(vni);
+  #sample(peer: PeerState): TrafficSample {
+    const { tx_packets, rx_packets, last_keepalive } = this.#engine.counters(peer.config.vni);
+    // A session wanders with its peer, and nothing tells of it. Where packets open there is nothing to look for.
+    const remote = rx_packets === peer.rxPackets ? peer.control.remote : undefined;
+    if (remote !== undefined) this.#follow(peer, remote);
+    peer.rxPackets = rx_packets;
     return { txPackets: tx_packets, rxPackets: rx_packets, lastKeepalive: last_keepalive };
   }
 
@@ -371,6 +385,10 @@ export class Node implements AsyncDisposable {
     const address = addressOf(remote);
     const endpoint = socketAddress(address, peer.config.port);
     if (endpoint === peer.endpoint) return;
+    const { followed } = peer;
+    const now = this.#clock.now();
+    if (followed?.remote === remote && now - followed.at < FOLLOW_AGAIN_MS) return;
+    peer.followed = { remote, at: now };
     const { host, port, vni } = peer.config;
     const signal = this.#closing.signal;
     resolve(this.#library, { config: this.#config, host, port, signal }).then((addresses) => {
