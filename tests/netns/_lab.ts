@@ -398,7 +398,7 @@ export class Lab {
       return;
     }
     await addNamespace(this.#third);
-    for (const [name, host] of [["a", this.a], ["b", this.b]] as const) {
+    for (const [name, host] of [["side-a", this.a], ["side-b", this.b]] as const) {
       await wire([host, "phy", host.underlay], [this.#third, name, host.peerUnderlay], mtuBytes);
     }
     const running = this.#third.start([
@@ -425,15 +425,20 @@ export class Lab {
     return host === this.a ? this.b : this.a;
   }
 
-  /** Starts a node on `host` towards the other one; `through` is a command that runs the launcher, such as `prlimit`. */
+  /**
+   * Starts a node on `host` towards the other one, which is known by `peerHost`, a name or an address; `through` is a command
+   * that runs the launcher, such as `prlimit`.
+   */
   start(
     host: Host,
     extra: readonly string[] = [],
-    { through = [] }: { readonly through?: readonly string[] } = {},
+    { through = [], peerHost = host.peerUnderlay }: {
+      readonly through?: readonly string[];
+      readonly peerHost?: string;
+    } = {},
   ): Node {
     const peer = this.other(host);
-    const { peerUnderlay } = host;
-    const endpoint = peerUnderlay.includes(":") ? `[${peerUnderlay}]:6081` : `${peerUnderlay}:6081`;
+    const endpoint = peerHost.includes(":") ? `[${peerHost}]:6081` : `${peerHost}:6081`;
     const node = new Node(
       host,
       host.start([
@@ -495,7 +500,7 @@ async function wire(one: End, other: End, mtuBytes: number): Promise<void> {
   for (const [{ ns }, device, address] of [one, other]) {
     const length = address.includes(":") ? [`${address}/64`, "nodad"] : [`${address}/24`];
     await ok(["ip", "-n", ns, "addr", "add", ...length, "dev", device]);
-    await ok(["ip", "-n", ns, "link", "set", device, "mtu", String(mtuBytes), "up"]);
+    await ok(["ip", "-n", ns, "link", "set", "dev", device, "mtu", String(mtuBytes), "up"]);
   }
 }
 

@@ -2,32 +2,10 @@
 import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
 import { DENO, drops, type Host, Lab, privileged } from "./_lab.ts";
+import { transfer } from "./_transfer.ts";
 
 const ECHO = fileURLToPath(new URL("./_datagram_echo.ts", import.meta.url));
 const GIB = 1 << 30;
-
-/** Sends `bytes` of pseudorandom data over TCP and compares SHA-256 on both ends. */
-async function transfer(lab: Lab, from: Host, to: Host, address: string, bytes: number): Promise<void> {
-  const bracketed = address.includes(":") ? `[${address}]` : address;
-  const family = address.includes(":") ? "6" : "4";
-  const sink = lab.spawn(to, [
-    "bash",
-    "-euo",
-    "pipefail",
-    "-c",
-    `socat -u TCP${family}-LISTEN:5001,bind=${bracketed},reuseaddr STDOUT | sha256sum`,
-  ]);
-  const source = await from.shell(
-    `head -c ${bytes} /dev/zero | openssl enc -aes-128-ctr -K ${"5a".repeat(16)} -iv ${"a5".repeat(16)} |
-     tee >(sha256sum >&2) | socat -u STDIN TCP${family}:${bracketed}:5001,retry=50,interval=0.1`,
-    180_000,
-  );
-  assert.equal(source.code, 0, source.stderr);
-  const received = await sink.ended;
-  const sum = /\b[0-9a-f]{64}\b/;
-  assert.match(source.stderr, sum);
-  assert.equal(received.stdout.match(sum)?.[0], source.stderr.match(sum)?.[0], "checksums of both ends");
-}
 
 /** Echoes datagrams of many sizes through the tunnel. */
 async function echo(lab: Lab, client: Host, server: Host, family: "ipv4" | "ipv6"): Promise<void> {
@@ -52,8 +30,8 @@ for (const underlay of ["ipv4", "ipv6"] as const) {
     await echo(lab, lab.b, lab.a, "ipv6");
     // Each family of inner address carries the full length once over this suite.
     const [forth, back] = underlay === "ipv4" ? [lab.b.inner4, lab.a.inner4] : [lab.b.inner6, lab.a.inner6];
-    await transfer(lab, lab.a, lab.b, forth, GIB);
-    await transfer(lab, lab.b, lab.a, back, GIB);
+    await transfer(lab, { from: lab.a, to: lab.b, address: forth, bytes: GIB });
+    await transfer(lab, { from: lab.b, to: lab.a, address: back, bytes: GIB });
 
     const [atA, atB] = [await a.counters(), await b.counters()];
     assert.deepEqual([drops(atA), drops(atB)], [{}, {}], "nothing was dropped in either node");
