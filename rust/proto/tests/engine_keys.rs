@@ -109,6 +109,26 @@ fn epochs_only_go_up() {
 }
 
 #[test]
+fn a_receive_key_that_was_renewed_after_its_expiry_expires_again() {
+    let (a, b) = pair(Mode::L3, false);
+    let datagram = seal(&a, NOW, &ipv4(b"late"));
+    let (short, late) = (after(NOW, HOUR), after(NOW, HOUR + HOUR));
+    let renew = |now, expires_at| {
+        let SaPair { rx_spi, rx_key, .. } = sa(Side::B, 1, NOW);
+        b.install_rx(now, vni(1), rx_spi, rx_key, expires_at).unwrap();
+    };
+    renew(NOW, short);
+    assert_eq!(open(&b, late, &datagram), RxVerdict::Drop(RxDrop::ExpiredKey));
+    assert_eq!(open(&b, late, &datagram), RxVerdict::Drop(RxDrop::NoKey));
+    renew(late, late);
+    let later = after(late, NANO);
+    assert_eq!(open(&b, later, &datagram), RxVerdict::Drop(RxDrop::ExpiredKey));
+    assert_eq!(open(&b, later, &datagram), RxVerdict::Drop(RxDrop::NoKey));
+    renew(later, after(later, HOUR));
+    assert!(delivered(&open(&b, later, &datagram)));
+}
+
+#[test]
 fn the_same_receive_key_again_keeps_its_replay_window_and_another_key_gets_a_fresh_one() {
     let (a, b) = pair(Mode::L3, false);
     let datagram = seal(&a, NOW, &ipv4(b"once"));

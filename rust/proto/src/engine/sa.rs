@@ -253,8 +253,10 @@ impl RxSa {
         self.reported.load(Ordering::Relaxed)
     }
 
+    /// The end of its new time has yet to be told.
     pub(super) fn set_expiry(&self, expires_at: Instant) {
         self.expires_at.store(expires_at.as_nanos(), Ordering::Relaxed);
+        self.reported.store(false, Ordering::Relaxed);
     }
 
     /// Makes it the newest again, as if it had just been installed; the replay window stays.
