@@ -8,8 +8,10 @@ use rcgen::{
     PublicKeyData, SerialNumber, SignatureAlgorithm, SigningKey,
 };
 use rustls::pki_types::CertificateDer;
+use rustls::server::ParsedCertificate;
 
 use crate::identity::Identity;
+use crate::public_key::PublicKey;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const VALIDITY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
@@ -33,6 +35,12 @@ pub fn self_signed(identity: &Identity, now: SystemTime) -> Result<CertificateDe
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     Ok(params.self_signed(&CertificateKey(identity))?.der().clone())
+}
+
+/// The key of a peer's certificate, of which nothing else is looked at. `None`: it is no P-256 key.
+pub fn public_key(certificate: &CertificateDer<'_>) -> Result<Option<PublicKey>, rustls::Error> {
+    let parsed = ParsedCertificate::try_from(certificate)?;
+    Ok(PublicKey::from_der(&parsed.subject_public_key_info()).ok())
 }
 
 struct CertificateKey<'a>(&'a Identity);

@@ -12,13 +12,14 @@ use rustls::client::{ClientConfig, Resumption};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, ParsedCertificate, ServerConfig};
+use rustls::server::{NoServerSessionStorage, ServerConfig};
 use rustls::sign::{CertifiedKey, Signer, SigningKey, SingleCertAndKey};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerMisbehaved, SignatureAlgorithm,
     SignatureScheme,
 };
 
+use crate::certificate;
 use crate::identity::Identity;
 use crate::public_key::PublicKey;
 
@@ -79,12 +80,10 @@ impl Verifier {
     }
 
     fn check_key(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
-        let parsed = ParsedCertificate::try_from(certificate)?;
-        let spki = parsed.subject_public_key_info();
-        let shown = match PublicKey::from_der(&spki) {
-            Ok(key) if self.trust.trusts(&key) => Shown::Trusted(key),
-            Ok(key) => Shown::Untrusted(key),
-            Err(_) => Shown::NoUsableKey,
+        let shown = match certificate::public_key(certificate)? {
+            Some(key) if self.trust.trusts(&key) => Shown::Trusted(key),
+            Some(key) => Shown::Untrusted(key),
+            None => Shown::NoUsableKey,
         };
         let trusted = matches!(shown, Shown::Trusted(_));
         if self.shown.set(shown).is_err() {
