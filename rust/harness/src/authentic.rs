@@ -209,12 +209,12 @@ fn datagram(flags: u8, protocol: [u8; 2], counter: &[u8; 8], plain: &[u8]) -> Ve
     let nonce: [u8; 12] = [&spi[..], counter].concat().try_into().expect("12 bytes");
     // A longer KeyEpoch, the other order, flags and reserved bits: all of it is accepted.
     let extra: &[u8] = if flags & 4 != 0 { &[0xee; 4] } else { &[] };
-    let epoch = [&[0xff, 0, 0x81, 1 + extra.len() as u8 / 4 | flags & 0xe0][..], &spi, extra].concat();
+    let epoch = [&[0xff, 0, 0x81, (1 + extra.len() as u8 / 4) | (flags & 0xe0)][..], &spi, extra].concat();
     let tx_counter = [&[0xff, 0, 0x82, 3][..], &nonce].concat();
     let options = if flags & 8 != 0 { [tx_counter, epoch].concat() } else { [epoch, tx_counter].concat() };
     let [_, v0, v1, v2] = VNI.to_be_bytes();
     let words = options.len() as u8 / 4;
-    let header = [&[words, flags & 0xc0 ^ 0x40, protocol[0], protocol[1], v0, v1, v2, flags][..], &options].concat();
+    let header = [&[words, (flags & 0xc0) ^ 0x40, protocol[0], protocol[1], v0, v1, v2, flags][..], &options].concat();
     let key = LessSafeKey::new(UnboundKey::new(&AES_128_GCM, &RX_KEY).expect("16 bytes"));
     let mut text = plain.to_vec();
     let aad = Aad::from(&header[..]);

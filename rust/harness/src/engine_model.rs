@@ -413,7 +413,7 @@ fn rx_spi_of(side: Side, choice: u8) -> u32 {
 
 /// The key number `choice` under which `side` receives.
 fn rx_key_of(side: Side, choice: KeyChoice) -> KeyId {
-    choice.number % 16 << 1 | u8::from((side == Side::A) != choice.crossed)
+    (choice.number % 16) << 1 | u8::from((side == Side::A) != choice.crossed)
 }
 
 /// Odd halves of the numbers are AES-256 keys.
