@@ -37,6 +37,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// What a client sends before its connection is accepted is kept up to this, per connection and in all.
 const INCOMING_BUFFER: u64 = 16 * 1024;
 const INCOMING_BUFFER_TOTAL: u64 = 1024 * 1024;
+/// The system knows no such kind of address: Linux on x86-64 and aarch64.
+const EAFNOSUPPORT: i32 = 97;
 
 pub struct ControlConfig {
     pub identity: Arc<Identity>,
@@ -256,16 +258,23 @@ fn server_config(tls: &TlsFactory) -> Result<ServerConfig, TlsError> {
 
 /// Binds without sharing the port. Where the system has no IPv6, the unspecified address falls back to IPv4's.
 fn bind_socket(addr: SocketAddr) -> Result<UdpSocket, OpenError> {
-    match try_bind(addr) {
+    bind_or_fall_back(addr, try_bind)
+}
+
+fn bind_or_fall_back<S>(addr: SocketAddr, bind: impl Fn(SocketAddr) -> Result<S, BindFailure>) -> Result<S, OpenError> {
+    match bind(addr) {
         Err((operation, error)) if addr.ip() == Ipv6Addr::UNSPECIFIED && lacks_ipv6(operation, &error) => {
             let addr = SocketAddr::from((Ipv4Addr::UNSPECIFIED, addr.port()));
-            try_bind(addr).map_err(|(operation, source)| OpenError::Socket { operation, addr, source })
+            bind(addr).map_err(|(operation, source)| OpenError::Socket { operation, addr, source })
         }
         outcome => outcome.map_err(|(operation, source)| OpenError::Socket { operation, addr, source }),
     }
 }
 
-fn try_bind(addr: SocketAddr) -> Result<UdpSocket, (&'static str, io::Error)> {
+/// What failed, and how.
+type BindFailure = (&'static str, io::Error);
+
+fn try_bind(addr: SocketAddr) -> Result<UdpSocket, BindFailure> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP)).map_err(|e| ("make", e))?;
     if addr.is_ipv6() {
         socket.set_only_v6(!addr.ip().is_unspecified()).map_err(|e| ("configure", e))?;
@@ -276,5 +285,44 @@ fn try_bind(addr: SocketAddr) -> Result<UdpSocket, (&'static str, io::Error)> {
 
 /// Without IPv6 there are no such sockets, or there is no such address.
 fn lacks_ipv6(operation: &str, error: &io::Error) -> bool {
-    operation == "make" || error.kind() == io::ErrorKind::AddrNotAvailable
+    match operation {
+        "make" => error.raw_os_error() == Some(EAFNOSUPPORT),
+        _ => error.kind() == io::ErrorKind::AddrNotAvailable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANY: &str = "[::]:6082";
+
+    #[test]
+    fn where_there_is_no_ipv6_the_unspecified_address_is_that_of_ipv4() {
+        let no_ipv6: [fn() -> BindFailure; 2] = [
+            || ("make", io::Error::from_raw_os_error(EAFNOSUPPORT)),
+            || ("bind", io::ErrorKind::AddrNotAvailable.into()),
+        ];
+        for failure in no_ipv6 {
+            let bind = |addr: SocketAddr| if addr.is_ipv6() { Err(failure()) } else { Ok(addr) };
+            let bound = bind_or_fall_back(ANY.parse().unwrap(), bind).unwrap();
+            assert_eq!(bound, "0.0.0.0:6082".parse().unwrap());
+            let specific = bind_or_fall_back("[2001:db8::1]:6082".parse().unwrap(), bind);
+            assert!(matches!(specific, Err(OpenError::Socket { addr, .. }) if addr.is_ipv6()), "{specific:?}");
+        }
+    }
+
+    #[test]
+    fn another_failure_is_told_and_not_worked_around() {
+        let failures: [fn() -> BindFailure; 2] = [
+            || ("bind", io::ErrorKind::AddrInUse.into()),
+            // EMFILE: a socket for IPv4 may be had a moment later.
+            || ("make", io::Error::from_raw_os_error(24)),
+        ];
+        for failure in failures {
+            let bind = |addr: SocketAddr| if addr.is_ipv6() { Err(failure()) } else { Ok(addr) };
+            let outcome = bind_or_fall_back(ANY.parse().unwrap(), bind);
+            assert!(matches!(outcome, Err(OpenError::Socket { addr, .. }) if addr.is_ipv6()), "{outcome:?}");
+        }
+    }
 }

@@ -19,14 +19,15 @@ use crate::spi::{AnnounceError, MasterIndex, SpisExhausted};
 use crate::suite::Suite;
 use crate::transport::MAX_STREAMS;
 
-/// How long a responder gives a stream, from when it was opened.
-pub(crate) const RESPONDER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a responder gives a stream, from when it was opened, and an initiator the rest of one that was answered.
+pub(crate) const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
 /// A responder seals with the new key at the latest this long after it answered.
 const TX_SWITCH_DELAY: Duration = Duration::from_millis(500);
 /// Bytes that are read and thrown away behind a frame before the stream is given up.
 const MAX_TRAILER: usize = 64 * 1024;
-/// Streams towards a responder whose end is awaited at a time. One less than a peer may open, so that a peer which never
-/// ends its streams can still open the next.
+/// Streams of a session whose end is awaited at a time. One less than may be open, so that with a peer which never ends its
+/// streams the next can still be opened. Such a peer has to do what QUIC asks of it when a stream gives way (RFC 9000
+/// section 3.5); one that does not do that either is out of streams after four exchanges, and has to connect anew.
 const MAX_DRAINING: usize = MAX_STREAMS as usize - 1;
 
 /// Point-to-point exchanges know one suite.
@@ -105,14 +106,11 @@ pub(crate) struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    /// Offers, awaits the answer, installs. The receive key is in place before the peer can use it.
-    pub(crate) async fn initiate(&self, timeout: Duration) -> Result<Exchanged, ExchangeError> {
+    /// Offers, awaits the answer, installs. The receive key is in place before the peer can use it. The stream that comes
+    /// back is still to be read to its end with [`drain_answered`], so that it is over for both sides.
+    pub(crate) async fn initiate(&self, timeout: Duration) -> Result<(Exchanged, RecvStream), ExchangeError> {
         let deadline = Instant::now() + timeout;
-        let (exchanged, recv) =
-            timeout_at(deadline, self.offer()).await.map_err(|_| ExchangeError::Timeout(timeout))??;
-        // Read to the end, so that the stream is over for both sides.
-        tokio::spawn(async move { drain(recv, Instant::now() + RESPONDER_TIMEOUT).await });
-        Ok(exchanged)
+        timeout_at(deadline, self.offer()).await.map_err(|_| ExchangeError::Timeout(timeout))?
     }
 
     async fn offer(&self) -> Result<(Exchanged, RecvStream), ExchangeError> {
@@ -166,7 +164,7 @@ impl Exchange<'_> {
         };
         match timeout_at(deadline, answer).await {
             Ok(exchanged) => Ok((exchanged?, recv)),
-            Err(_) => Err(ExchangeError::Timeout(RESPONDER_TIMEOUT)),
+            Err(_) => Err(ExchangeError::Timeout(STREAM_TIMEOUT)),
         }
     }
 
@@ -224,8 +222,8 @@ async fn read_offer(recv: &mut RecvStream) -> Result<SaOffer, ExchangeError> {
     Ok(SaOffer::decode(&payload)?)
 }
 
-/// Reads an answered stream to its end in the background: until `deadline`, or until the peer has opened so many more
-/// that this one has to give way.
+/// Reads an answered stream to its end: until `deadline`, or until so many more were answered that this one has to give
+/// way.
 pub(crate) async fn drain_answered(session: &Session, recv: RecvStream, deadline: Instant) {
     let (keep, gives_way) = oneshot::channel();
     {

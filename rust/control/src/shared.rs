@@ -9,7 +9,7 @@ use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, ServerConfig, TransportConfig};
 
 use crate::event::ControlEvent;
-use crate::exchange::{Exchange, RESPONDER_TIMEOUT, drain_answered};
+use crate::exchange::{Exchange, STREAM_TIMEOUT, drain_answered};
 use crate::load::Load;
 use crate::peer::{Peer, SessionEnd};
 use crate::public_key::PublicKey;
@@ -140,7 +140,7 @@ impl Shared {
 
     /// Answers one exchange. When it fails, the session ends: both sides start anew with a handshake.
     async fn respond(&self, peer: &Peer, session: &Session, send: quinn::SendStream, recv: quinn::RecvStream) {
-        let deadline = tokio::time::Instant::now() + RESPONDER_TIMEOUT;
+        let deadline = tokio::time::Instant::now() + STREAM_TIMEOUT;
         let exchange = Exchange { session, peer, clock: &self.clock };
         match exchange.respond(send, recv, deadline).await {
             Ok((exchanged, recv)) => {
@@ -161,9 +161,15 @@ impl Shared {
     pub(crate) async fn initiate(&self, peer: &Peer, session: &Session, timeout: core::time::Duration) {
         let exchange = Exchange { session, peer, clock: &self.clock };
         match exchange.initiate(timeout).await {
-            Ok(exchanged) => peer.exchange_done(session.id, exchanged.rx_spi, exchanged.tx_spi),
-            Err(error) => peer.exchange_failed(session.id, error.to_string()),
+            Ok((exchanged, recv)) => {
+                peer.exchange_done(session.id, exchanged.rx_spi, exchanged.tx_spi);
+                self.deliver(peer);
+                drain_answered(session, recv, tokio::time::Instant::now() + STREAM_TIMEOUT).await;
+            }
+            Err(error) => {
+                peer.exchange_failed(session.id, error.to_string());
+                self.deliver(peer);
+            }
         }
-        self.deliver(peer);
     }
 }

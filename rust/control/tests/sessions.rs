@@ -1,6 +1,7 @@
 //! Sessions on loopback: between two of ours, and with peers that behave otherwise.
 
 mod node;
+#[allow(dead_code, reason = "each test binary uses a part")]
 mod raw;
 
 use std::collections::HashSet;

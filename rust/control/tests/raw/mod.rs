@@ -1,6 +1,6 @@
 //! Peers made of bare quinn, which do what a test wants and not what the protocol says.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -8,13 +8,14 @@ use std::time::{Duration, SystemTime};
 use icx_control::codec::{Message, SaOffer};
 use icx_control::{Identity, certificate};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
+use quinn::{Connection, ConnectionError, Endpoint, IdleTimeout, RecvStream, SendStream, TransportConfig, VarInt};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, NamedGroup, SignatureScheme};
 
 pub(crate) const ALPN: &str = "icx-ctrl/1";
@@ -139,30 +140,49 @@ impl ClientSessionStore for TicketCounter {
     }
 }
 
-fn chain(identity: &Identity) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+pub(crate) fn chain(identity: &Identity) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
     let certificate = certificate::self_signed(identity, SystemTime::now()).unwrap();
     (vec![certificate], PrivateKeyDer::from_pem_slice(identity.to_pem().as_bytes()).unwrap())
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
+}
+
+/// Knows one group only.
+pub(crate) fn provider_with(group: &'static dyn SupportedKxGroup) -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider { kx_groups: vec![group], ..aws_lc_rs::default_provider() })
 }
 
 pub(crate) fn client_config(identity: &Identity, alpn: &str, store: Option<Arc<TicketCounter>>) -> quinn::ClientConfig {
     let (certificates, key) = chain(identity);
-    let mut tls = rustls::ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody))
-        .with_client_auth_cert(certificates, key)
-        .unwrap();
+    let mut tls = client_tls(provider(), certificates, key);
     tls.alpn_protocols = vec![alpn.as_bytes().to_vec()];
     tls.enable_early_data = true;
     if let Some(store) = store {
         tls.resumption = Resumption::store(store);
     }
     quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
+}
+
+/// A client without ALPN.
+pub(crate) fn client_tls(
+    provider: Arc<CryptoProvider>,
+    certificates: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> rustls::ClientConfig {
+    rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody))
+        .with_client_cert_resolver(certified(certificates, key))
+}
+
+/// Whether certificate and key belong together is for the other side to find out.
+fn certified(certificates: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Arc<SingleCertAndKey> {
+    let key = aws_lc_rs::sign::any_supported_type(&key).unwrap();
+    Arc::new(SingleCertAndKey::from(CertifiedKey::new(certificates, key)))
 }
 
 /// A client endpoint on a port of its own.
@@ -178,19 +198,46 @@ pub(crate) async fn connect(endpoint: &Endpoint, identity: &Identity, to: Socket
 
 /// A listener as `identity` that allows `streams` streams at a time.
 pub(crate) fn server(identity: &Identity, streams: u32) -> Endpoint {
+    server_with(identity, streams, None)
+}
+
+/// The same, with an idle timeout other than QUIC's usual one.
+pub(crate) fn server_with(identity: &Identity, streams: u32, idle_timeout: Option<IdleTimeout>) -> Endpoint {
     let (certificates, key) = chain(identity);
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+    let config = server_config(certificates, key, streams, idle_timeout);
+    Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap()
+}
+
+pub(crate) fn server_config(
+    certificates: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    streams: u32,
+    idle_timeout: Option<IdleTimeout>,
+) -> quinn::ServerConfig {
+    server_config_of(provider(), certificates, key, streams, idle_timeout)
+}
+
+pub(crate) fn server_config_of(
+    provider: Arc<CryptoProvider>,
+    certificates: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    streams: u32,
+    idle_timeout: Option<IdleTimeout>,
+) -> quinn::ServerConfig {
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_client_cert_verifier(Arc::new(Anybody))
-        .with_single_cert(certificates, key)
-        .unwrap();
+        .with_cert_resolver(certified(certificates, key));
     tls.alpn_protocols = vec![ALPN.as_bytes().to_vec()];
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
     let mut transport = TransportConfig::default();
     transport.max_concurrent_bidi_streams(VarInt::from_u32(streams));
+    if idle_timeout.is_some() {
+        transport.max_idle_timeout(idle_timeout);
+    }
     config.transport_config(Arc::new(transport));
-    Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap()
+    config
 }
 
 pub(crate) fn offer(suite: u8, rx_spi: u32) -> Vec<u8> {
@@ -227,33 +274,45 @@ pub(crate) async fn close_code(connection: &Connection) -> u64 {
 pub(crate) struct Relay {
     pub(crate) addr: SocketAddr,
     server: Arc<Mutex<Option<SocketAddr>>>,
+    answers: Arc<Mutex<Answers>>,
     retries: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
+/// Which of the server's datagrams a relay passes on.
+pub(crate) type Answers = fn(&[u8]) -> bool;
+
+/// RFC 9000 section 17.2.5: long header, fixed bit, type 3.
+pub(crate) fn is_retry(datagram: &[u8]) -> bool {
+    datagram[0] & 0xf0 == 0xf0
+}
+
 impl Relay {
     pub(crate) fn start(server: SocketAddr) -> Self {
-        Self::start_with(server, true)
+        Self::start_with(server, Ipv4Addr::LOCALHOST.into(), |_| true)
     }
 
     /// What the server sends is lost.
     pub(crate) fn start_one_way(server: SocketAddr) -> Self {
-        Self::start_with(server, false)
+        Self::start_with(server, Ipv4Addr::LOCALHOST.into(), |_| false)
     }
 
-    fn start_with(server: SocketAddr, answers: bool) -> Self {
+    /// The server sees `source` as the clients' address.
+    pub(crate) fn start_with(server: SocketAddr, source: IpAddr, answers: Answers) -> Self {
         let front = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let back = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let back = UdpSocket::bind((source, 0)).unwrap();
         for socket in [&front, &back] {
             socket.set_nonblocking(true).unwrap();
         }
         let addr = front.local_addr().unwrap();
         let server = Arc::new(Mutex::new(Some(server)));
+        let answers = Arc::new(Mutex::new(answers));
         let retries = Arc::new(AtomicUsize::new(0));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
-            let (server, retries, stop) = (Arc::clone(&server), Arc::clone(&retries), Arc::clone(&stop));
+            let (server, answers) = (Arc::clone(&server), Arc::clone(&answers));
+            let (retries, stop) = (Arc::clone(&retries), Arc::clone(&stop));
             move || {
                 let mut client = None;
                 let mut buffer = [0; 4096];
@@ -267,11 +326,11 @@ impl Relay {
                     }
                     if let Ok((len, from)) = back.recv_from(&mut buffer) {
                         idle = false;
-                        // RFC 9000 section 17.2.5: long header, fixed bit, type 3.
-                        if buffer[0] & 0xf0 == 0xf0 {
+                        if is_retry(&buffer[..len]) {
                             retries.fetch_add(1, Ordering::Relaxed);
                         }
-                        let pass = answers && *server.lock().unwrap() == Some(from);
+                        let answers = *answers.lock().unwrap();
+                        let pass = answers(&buffer[..len]) && *server.lock().unwrap() == Some(from);
                         if let (Some(client), true) = (client, pass) {
                             let _ = front.send_to(&buffer[..len], client);
                         }
@@ -282,12 +341,16 @@ impl Relay {
                 }
             }
         });
-        Relay { addr, server, retries, stop, thread: Some(thread) }
+        Relay { addr, server, answers, retries, stop, thread: Some(thread) }
     }
 
     /// `None`: what comes is lost.
     pub(crate) fn set_server(&self, server: Option<SocketAddr>) {
         *self.server.lock().unwrap() = server;
+    }
+
+    pub(crate) fn set_answers(&self, answers: Answers) {
+        *self.answers.lock().unwrap() = answers;
     }
 
     pub(crate) fn retries(&self) -> usize {
