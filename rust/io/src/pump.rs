@@ -375,10 +375,10 @@ fn outbound(ends: &Ends, control: &Control) -> Result<(), PumpError> {
     };
     while !control.is_stopped() {
         let now = clock::now();
-        worker.run_timers(now)?;
-        let drained = worker.seal_batch(now)?;
+        let drained = worker.run_timers(now).and_then(|()| worker.seal_batch(now));
+        // Also before a failure: what has been sealed is sent, or counted.
         worker.flush();
-        if drained {
+        if drained? {
             control.wait(Interest::readable(ends.tun.queue_fd(QUEUE)), Some(worker.sleep(now)))?;
         }
     }
@@ -530,14 +530,12 @@ impl Ends {
                 Err(error) => break error,
             }
         };
+        count(&counters.device_write_errors, 1);
         match error.raw_os_error() {
             Some(libc::EBADFD | libc::ENODEV | libc::ENXIO | libc::EBADF | libc::EFAULT) => {
                 Err(self.device_error("write", error))
             }
-            _ => {
-                count(&counters.device_write_errors, 1);
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 

@@ -13,7 +13,7 @@ use icx_proto::wire::checksum::checksum;
 use icx_proto::{AllowedRoute, Instant, IpPrefix, MacAddr, SaKey, TxKeyHistory, Vni};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Ends, Pump, PumpCounters, PumpError, PumpOptions, inbound};
+use super::{Ends, Pump, PumpCounters, PumpError, PumpOptions, inbound, outbound};
 use crate::link::{self, LinkError};
 use crate::test_support::{NetNs, delete, set_up};
 use crate::tun::{Tun, TunConfig};
@@ -270,6 +270,39 @@ fn a_removed_device_ends_the_pump_with_an_error_that_names_it() {
     nodes[0].pump.join();
     assert!(nodes[0].ended.recv().is_err(), "told once");
     nodes[1].stop();
+}
+
+#[test]
+fn counters_add_up_when_the_device_is_removed() {
+    let Some(namespace) = NetNs::new() else { return };
+    namespace.run(|| {
+        let engine = engine(0, Options { keepalive: Some(Duration::from_secs(3600)), ..Options::default() });
+        install(&engine, 0);
+        let control = super::Control {
+            stop: false.into(),
+            stop_event: sys::event_fd().unwrap().into(),
+            outbound: Default::default(),
+            inbound: Default::default(),
+        };
+        let ends = Ends { engine, tun: open_tun(0, 1392), udp: open_udp(false), options: PumpOptions::default() };
+        delete("icx0").unwrap();
+
+        // The keepalive is sealed before the device is found gone.
+        assert!(matches!(outbound(&ends, &control), Err(PumpError::DeviceRemoved { call: "read", .. })));
+        let mut moved = PumpCounters::default();
+        control.outbound.add_to(&mut moved);
+        let counters = ends.engine.network_counters(vni()).unwrap();
+        assert_eq!(counters.get("tx_packets"), Some(1));
+        assert_eq!(moved.underlay_sent + moved.underlay_send_errors, 1);
+        assert_eq!(counters.get("tx_errors"), Some(moved.underlay_send_errors));
+
+        assert!(matches!(
+            ends.deliver(&[0x45; 20], &control.inbound),
+            Err(PumpError::DeviceRemoved { call: "write", .. })
+        ));
+        control.inbound.add_to(&mut moved);
+        assert_eq!((moved.device_write_packets, moved.device_write_errors), (0, 1));
+    });
 }
 
 #[test]
