@@ -31,6 +31,8 @@ privileged(
       const timeoutMs = 3_600_000;
       return transfer(lab, { from, to, address: to.inner4, bytes: BYTES_PER_FLOW, port, timeoutMs });
     })).finally(() => transferring = false);
+    // Awaited below; until then a failure must not end the run as unhandled.
+    transfers.catch(() => {});
     for (let second = 1; transferring; second++) {
       await new Promise((resolve) => setTimeout(resolve, 1000));
       // Longer than an exchange may take, so that sessions are lost too.
