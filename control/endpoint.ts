@@ -14,7 +14,7 @@ import { NativeError } from "../native/errors.ts";
 import type { Library } from "../native/library.ts";
 import type { Identity } from "./identity.ts";
 import type { TunnelRole } from "./lifecycle.ts";
-import type { TunnelPeer, TunnelPeerEvent } from "./tunnel.ts";
+import type { DialOptions, TunnelPeer, TunnelPeerEvent } from "./tunnel.ts";
 
 /** Somebody who is not one of the peers tried to connect. */
 export interface RejectedPeer {
@@ -73,9 +73,9 @@ export class ControlPeer implements TunnelPeer {
     native.onEvent((event) => this.#take(event));
   }
 
-  dial(address: string, options: { readonly answerTimeoutMs: number }): void {
+  dial(address: string, { answerTimeoutMs, repeatAfterMs }: DialOptions): void {
     this.#attempt(
-      () => this.#native.dial({ addr: address, answerTimeoutMs: options.answerTimeoutMs }),
+      () => this.#native.dial({ addr: address, answerTimeoutMs, repeatAfterMs }),
       (reason) => ({ type: "dial-failed", reason }),
     );
   }

@@ -55,7 +55,13 @@ export type LifecycleAction =
   /** Look up the peer's control addresses; answer with `resolved` or `resolve-failed`. */
   | { readonly type: "resolve" }
   /** Start a handshake; answer with `session-up` or `dial-failed`. */
-  | { readonly type: "dial"; readonly address: string; readonly answerTimeoutMs: number }
+  | {
+    readonly type: "dial";
+    readonly address: string;
+    readonly answerTimeoutMs: number;
+    /** Begin another handshake beside those under way after each such time, until one is answered. */
+    readonly repeatAfterMs: number | undefined;
+  }
   /** Start a key exchange; answer with `exchange-done` or `exchange-failed`. */
   | { readonly type: "exchange"; readonly timeoutMs: number }
   /** Close the session; answer with `session-lost`. */
@@ -123,11 +129,19 @@ export interface LifecycleOptions {
 export const TRAFFIC_SAMPLE_MS: number = 250;
 
 /**
- * How long a try waits for the peer's first answer. Within one try the first packet is repeated after 0.3 s and then in
+ * How long a try waits for the peer's first answer. Within one handshake the first packet is repeated after 0.3 s and then in
  * doubling steps; a fresh try begins again with short ones, and so finds a peer that is back after at most 2.4 s.
  */
 const MIN_ANSWER_TIMEOUT_MS = 1000;
 const MAX_ANSWER_TIMEOUT_MS = 5000;
+/**
+ * While data waits for the peer, the handshakes of a try begin so soon after one another: at most 0.6 s pass between two
+ * packets, about three leave in a second. Only data makes a try so eager, so that a peer which is gone for good is not called
+ * that often, nor one that comes back by all of its idle peers.
+ */
+const EAGER_REPEAT_MS = 1000;
+/** How long data that was sent makes the tries eager. */
+const EAGER_AFTER_DATA_MS = 30_000;
 const CLOSE_TIMEOUT_MS = 1000;
 const PROBE_AFTER_MS = 500;
 const NO_RETURN_AFTER_MS = 5000;
@@ -141,7 +155,8 @@ const NO_RETURN_LATER_MS = 30_000;
  * the time of {@linkcode Lifecycle.pollTimeout} has come, {@linkcode Lifecycle.handleTimeout}; after each of them take
  * {@linkcode Lifecycle.poll} until it gives `undefined`. `now` is milliseconds on any monotonic clock, always the same.
  *
- * The initiator dials for ever: a try that fails is repeated 100 ms after its start, doubling with jitter to 5 s. It
+ * The initiator dials for ever: a try that fails is repeated 100 ms after its start, doubling with jitter to 5 s; while
+ * data is sent, a try that gets no answer begins further handshakes beside its first. It
  * offers keys as soon as a handshake is done, and again every rekey interval. When an exchange fails or the session is
  * lost, a fresh handshake follows; the keys that are installed keep working meanwhile. The responder does as it is told.
  */
@@ -175,6 +190,8 @@ export class Lifecycle {
   #everOpened = false;
   /** Since when data has been sent without anything opening. */
   #unansweredSince: number | undefined;
+  /** When data was last sent. */
+  #dataSentAt: number | undefined;
   #sentSinceProbe = false;
   #probedAt: number | undefined;
   /** Since when anything that counts was sent on this session without anything opening. */
@@ -321,6 +338,7 @@ export class Lifecycle {
     const keepalives = sample.lastKeepalive === last.lastKeepalive ? 0n : 1n;
     const sent = sample.txPackets - last.txPackets;
     const sentData = sent > keepalives;
+    if (sentData) this.#dataSentAt = now;
     if (opened) {
       this.#everOpened = true;
       this.#unansweredSince = undefined;
@@ -372,7 +390,8 @@ export class Lifecycle {
     const answerTimeoutMs = Math.round(
       Math.min(MAX_ANSWER_TIMEOUT_MS, Math.max(MIN_ANSWER_TIMEOUT_MS, 2 * this.#intervalMs)),
     );
-    this.#act({ type: "dial", address, answerTimeoutMs });
+    const eager = this.#dataSentAt !== undefined && now - this.#dataSentAt < EAGER_AFTER_DATA_MS;
+    this.#act({ type: "dial", address, answerTimeoutMs, repeatAfterMs: eager ? EAGER_REPEAT_MS : undefined });
   }
 
   /** Dials again without delay and without a look-up, which might itself depend on a network that is gone. */

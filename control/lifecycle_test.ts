@@ -67,7 +67,8 @@ class Bench {
       }
       const { action } = output;
       const detail = action.type === "dial"
-        ? ` ${action.address} within ${action.answerTimeoutMs}`
+        ? ` ${action.address} within ${action.answerTimeoutMs}` +
+          (action.repeatAfterMs === undefined ? "" : `, again after ${action.repeatAfterMs}`)
         : action.type === "exchange"
         ? ` within ${action.timeoutMs}`
         : "";
@@ -154,6 +155,35 @@ Deno.test("a try that took longer than the pause between two is repeated at once
     bench.advance(0);
   }
   deepStrictEqual(limits, ["1000", "1000", "1000", "1600", "3200", "5000", "5000", "5000"]);
+});
+
+Deno.test("a try is eager while data is sent, and for 30 s after", () => {
+  const bench = new Bench();
+  bench.connect();
+  bench.traffic(500, { tx: 1n });
+  bench.handle({ type: "session-lost", session: 1, reason: "reset", superseded: false });
+  const dials: (string | undefined)[] = [];
+  const fail = () => {
+    dials.push(bench.take().findLast((line) => line.includes(" dial ")));
+    bench.handle({ type: "dial-failed", reason: "timeout" });
+    bench.advance(5000);
+    bench.handle({ type: "resolved", addresses: ["192.0.2.1:6082"] });
+  };
+  for (let round = 0; round < 8; round++) fail();
+  const times = [500, 5500, 10_500, 15_500, 20_500, 25_500];
+  const waits = [1000, 1000, 1000, 1600, 3200, 5000];
+  deepStrictEqual(dials, [
+    ...times.map((at, index) => `${at} dial 192.0.2.1:6082 within ${waits[index]}, again after 1000`),
+    "30500 dial 192.0.2.1:6082 within 5000",
+    "35500 dial 192.0.2.1:6082 within 5000",
+  ]);
+  bench.traffic(5000, { keepalives: 1n });
+  bench.take();
+  fail();
+  bench.traffic(250, { tx: 1n });
+  fail();
+  fail();
+  deepStrictEqual(dials.slice(-2).map((dial) => dial?.includes("again")), [false, true]);
 });
 
 Deno.test("an initiator tries the addresses of a name in turn, and asks for them each time", () => {

@@ -25,15 +25,26 @@ export type TunnelPeerEvent =
   | Exclude<LifecycleInput, { type: "resolved" | "resolve-failed" }>
   | { readonly type: "gone"; readonly reason: string };
 
+/** How long, and how eagerly, to wait for a peer's first answer. */
+export interface DialOptions {
+  /** How long the peer may leave the dial unanswered, in milliseconds. */
+  readonly answerTimeoutMs: number;
+  /**
+   * Begin another handshake beside those under way each time that so many milliseconds have passed; the first to be answered
+   * goes on. @default never
+   */
+  readonly repeatAfterMs?: number | undefined;
+}
+
 /** What a {@linkcode Tunnel} needs of the control plane. `ControlPeer` is one; a test brings its own. */
 export interface TunnelPeer {
   /** Which side we are. */
   readonly role: TunnelRole;
   /**
-   * Starts a handshake with `address` (`ip:port`), which the peer has to answer within `answerTimeoutMs`. Reports
-   * `session-up` or `dial-failed`.
+   * Starts a handshake with `address` (`ip:port`), which the peer has to answer within `answerTimeoutMs`; another one beside
+   * it after each `repeatAfterMs`, if that is given. Reports `session-up` or `dial-failed` once.
    */
-  dial(address: string, options: { readonly answerTimeoutMs: number }): void;
+  dial(address: string, options: DialOptions): void;
   /** Starts a key exchange on the session. Reports `exchange-done` or `exchange-failed`. */
   exchange(options: { readonly timeoutMs: number }): void;
   /** Makes the peer answer on the session, if there is one. */
@@ -168,7 +179,7 @@ export class Tunnel {
           );
           return;
         case "dial":
-          peer.dial(action.address, { answerTimeoutMs: action.answerTimeoutMs });
+          peer.dial(action.address, action);
           return;
         case "exchange":
           peer.exchange({ timeoutMs: action.timeoutMs });

@@ -58,6 +58,8 @@ export interface DialOptions {
   readonly addr: string;
   /** How long the peer may leave the handshake unanswered, in milliseconds. An answered one gets 10 s without progress. */
   readonly answerTimeoutMs: number;
+  /** Begin another handshake beside those under way each time that so many milliseconds have passed. @default 0, never */
+  readonly repeatAfterMs?: number | undefined;
 }
 
 /** How long to try. */

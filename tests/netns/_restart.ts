@@ -1,7 +1,14 @@
 /** Traffic that goes on through a node's restart, and how long it was away. */
 import assert from "node:assert/strict";
 import process from "node:process";
-import type { Host, Lab, Node, Running } from "./_lab.ts";
+import { type Host, Lab, type Node, type Running } from "./_lab.ts";
+
+/** What is promised is 2 s; other processes compete for the processors of a test machine. */
+export const BACK_WITHIN_MS = 10_000;
+
+function pause(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
 
 /** Echo requests 20 times a second; the replies say when they came. */
 export class Pinging {
@@ -90,6 +97,59 @@ export async function restart(
   const startingAt = Date.parse(String((await again.event("starting"))["timestamp"]));
   const answeredAt = await pinging.answerAfter(execAt, 30_000);
   return [again, { fromExecMs: answeredAt - execAt, fromStartingMs: answeredAt - startingAt }];
+}
+
+/**
+ * The responder ends under load by `how` and starts again `seconds` later: the initiator has been dialling in vain, and must not
+ * be found in a pause between two packets.
+ */
+export async function returnAfter(seconds: number, how: "SIGTERM" | "SIGKILL"): Promise<Recovery> {
+  await using lab = await Lab.create();
+  const [responder, initiator] = await byRole("responder", await lab.tunnel());
+  const pinging = await Pinging.start(lab, initiator.host);
+  responder.process.kill(how);
+  await responder.process.ended;
+  await pause(seconds * 1000);
+  // What does not say goodbye is missed when the session's idle timeout has passed.
+  await initiator.event("session-lost", 60_000);
+  const execAt = Date.now();
+  const again = lab.start(responder.host);
+  const startingAt = Date.parse(String((await again.event("starting"))["timestamp"]));
+  const answeredAt = await pinging.answerAfter(execAt, 30_000);
+  const refused = again.events().filter(({ event }) => event === "rejected");
+  assert.deepEqual(refused, [], "handshakes that the initiator gave up are nothing to tell of");
+  await pinging.stop();
+  await again.stop();
+  await initiator.stop();
+  return { fromExecMs: answeredAt - execAt, fromStartingMs: answeredAt - startingAt };
+}
+
+/** Each side in turn is suspended for so long under load and a rekey every second; both go on with the same processes. */
+export async function suspendEach(seconds: number, options: { readonly sessionsSurvive: boolean }): Promise<void> {
+  await using lab = await Lab.create();
+  const nodes = await lab.tunnel(["--rekey-interval", "1s", "--log-level", "debug"]);
+  for (const role of ["initiator", "responder"] as const) {
+    const [victim, survivor] = await byRole(role, nodes);
+    const pinging = await Pinging.start(lab, survivor.host);
+    const transfer = await Transfer.start(lab, survivor.host, 2);
+    victim.process.kill("SIGSTOP");
+    await pause(seconds * 1000);
+    const from = survivor.events().length;
+    victim.process.kill("SIGCONT");
+    const continuedAt = Date.now();
+    const tookMs = await pinging.answerAfter(continuedAt, 30_000) - continuedAt;
+    report(`traffic back ${tookMs.toFixed(0)} ms after ${seconds} s of SIGSTOP of the ${role}`);
+    assert(tookMs < BACK_WITHIN_MS, `back after ${tookMs} ms`);
+    await survivor.event("keys", 15_000, from);
+    await transfer.finished(2 * seconds * 1000 + 30_000);
+    await pinging.stop();
+  }
+  if (options.sessionsSurvive) {
+    for (const node of nodes) {
+      assert(!node.events().some((event) => event["event"] === "session-lost"), "no session was lost");
+    }
+  }
+  for (const node of nodes) await node.stop();
 }
 
 /** A line of figures among the output of the tests. */

@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::sync::mpsc;
 
 use crate::certificate::{self, CertificateError};
-use crate::dial::{self, Dial};
+use crate::dial::{self, Dial, Patience};
 use crate::event::{ControlEvent, PeerId};
 use crate::identity::{Identity, IdentityError};
 use crate::listen;
@@ -139,12 +139,13 @@ impl ControlEndpoint {
         Ok(())
     }
 
-    /// Starts a handshake, as the initiator. It fails when the peer has not answered within `answer_timeout`, or when an
-    /// answered one makes no progress for 10 s.
-    pub fn dial(&self, id: PeerId, remote: SocketAddr, answer_timeout: Duration) -> Result<(), CommandError> {
+    /// Starts a handshake, as the initiator. It fails when the peer has not answered within `patience`, or when an answered
+    /// one makes no progress for 10 s.
+    pub fn dial(&self, id: PeerId, remote: SocketAddr, patience: impl Into<Patience>) -> Result<(), CommandError> {
         let peer = self.peer(id)?;
         let (dial, cancelled) = peer.begin_dial()?;
-        self.send(Command::Dial(peer, Dial { id: dial, remote: canonical(remote), answer_timeout, cancelled }))
+        let (remote, patience) = (canonical(remote), patience.into());
+        self.send(Command::Dial(peer, Dial { id: dial, remote, patience, cancelled }))
     }
 
     /// Starts an exchange on the session, as the initiator. After one that fails, disconnect and dial anew.

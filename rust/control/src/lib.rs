@@ -30,6 +30,7 @@ mod shared;
 mod tls;
 mod transport;
 
+pub use dial::Patience;
 pub use endpoint::{Clock, ControlConfig, ControlEndpoint, EventSink, OpenError};
 pub use event::{ControlEvent, ControlEventKind, DialFailure, PeerId, SessionId};
 pub use identity::{Identity, IdentityError};

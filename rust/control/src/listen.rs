@@ -32,6 +32,9 @@ enum Rejected {
     Overtaken,
     #[error("the peer closed the connection as soon as it was made")]
     Gone,
+    /// A client that dials more than once at a time goes on with the handshake that is answered first.
+    #[error("the peer gave up the handshake before it showed its key")]
+    Withdrawn,
     #[error(transparent)]
     Secrets(#[from] crate::session::SecretsError),
 }
@@ -70,11 +73,14 @@ pub(crate) fn receive(shared: &Arc<Shared>, incoming: Incoming) {
                         shared.deliver(&peer);
                         shared.serve(peer, session).await;
                     }
+                    // Nobody was turned away.
+                    Err(Rejected::Withdrawn) => {}
                     Err(rejected) if !shared.is_closing() => shared.reject(remote, rejected.to_string()),
                     Err(_) => {}
                 }
             });
         }
+        Err(error) if reason::is_withdrawal(&error) => {}
         Err(error) => shared.reject(remote, reason::rejection(&error, verifier.shown())),
     }
 }
@@ -84,7 +90,12 @@ async fn handshake(
     mut connecting: Connecting,
     verifier: &Verifier,
 ) -> Result<(Arc<Peer>, Arc<Session>), Rejected> {
-    let explain = |e: ConnectionError| Rejected::Handshake(reason::rejection(&e, verifier.shown()));
+    let explain = |e: ConnectionError| {
+        if verifier.shown().is_none() && reason::is_withdrawal(&e) {
+            return Rejected::Withdrawn;
+        }
+        Rejected::Handshake(reason::rejection(&e, verifier.shown()))
+    };
     timeout(STEP_TIMEOUT, connecting.handshake_data()).await.map_err(|_| Rejected::Timeout)?.map_err(explain)?;
     // On this side the handshake is finished only when the client is authenticated.
     let connection = timeout(STEP_TIMEOUT, connecting).await.map_err(|_| Rejected::Timeout)?.map_err(explain)?;

@@ -11,6 +11,8 @@ use crate::tls::Shown;
 
 /// RFC 9000 section 20.1: CONNECTION_REFUSED.
 const CONNECTION_REFUSED: u64 = 0x02;
+/// RFC 9000 section 20.1: APPLICATION_ERROR, which stands for the code of an application that closes during the handshake.
+const APPLICATION_ERROR: u64 = 0x0c;
 /// RFC 9001 section 4.8: a TLS alert travels in the low byte.
 const CRYPTO_ERROR: core::ops::RangeInclusive<u64> = 0x100..=0x1ff;
 /// RFC 8446 section 6.2.
@@ -115,6 +117,15 @@ pub(crate) fn rejection(error: &ConnectionError, shown: Option<&Shown>) -> Strin
             ConnectionError::TransportError(e) => format!("the handshake failed: {e}"),
             other => session_end(other),
         },
+    }
+}
+
+/// Whether the other side closed the connection of its own will, and not for something that it found wrong.
+pub(crate) fn is_withdrawal(error: &ConnectionError) -> bool {
+    match error {
+        ConnectionError::ApplicationClosed(_) => true,
+        ConnectionError::ConnectionClosed(close) => u64::from(close.error_code) == APPLICATION_ERROR,
+        _ => false,
     }
 }
 

@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use icx_control::{
-    AddPeerError, CommandError, ControlConfig, ControlEndpoint, ControlEventKind, DialFailure, PeerConfig, PeerPhase,
+    AddPeerError, CommandError, ControlConfig, ControlEndpoint, ControlEventKind, DialFailure, Patience, PeerConfig,
+    PeerPhase,
 };
 use node::{LIFETIME, Node, SOON, clock, identities, passes, vni};
 
@@ -516,7 +517,29 @@ fn a_crowd_of_half_open_handshakes_makes_newcomers_prove_their_address() {
     initiator.exchange();
 }
 
-// ---- dials that fail ----
+// ---- dials ----
+
+#[test]
+fn an_eager_dial_finds_a_peer_that_comes_up_between_two_packets_of_one_handshake() {
+    let (a, b) = identities();
+    let responder = Node::start(&b, &a);
+    let relay = raw::Relay::start(responder.addr());
+    relay.set_server(None);
+    let initiator = Node::start(&a, &b);
+    // Packets of one handshake leave after 0, 0.3, 0.9, 2.1 and 4.5 s.
+    let patience = Patience { answer: Duration::from_secs(4), repeat: Some(Duration::from_millis(500)) };
+    initiator.endpoint.dial(initiator.peer, relay.addr, patience).unwrap();
+    std::thread::sleep(Duration::from_millis(2300));
+    relay.set_server(Some(responder.addr()));
+    initiator.session_up();
+    responder.session_up();
+    initiator.exchange();
+    responder.exchange_done();
+    // The handshakes that came to nothing are no session, and nobody was turned away.
+    let more = responder.events.recv_timeout(Duration::from_millis(1200));
+    assert!(more.is_err(), "{more:?}");
+    assert_eq!(initiator.endpoint.status(initiator.peer).unwrap().sessions, 1);
+}
 
 #[test]
 fn a_failed_dial_says_what_kind_of_failure_and_why() {

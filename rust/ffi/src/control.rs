@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use icx_control::{
-    AddPeerError, CommandError, ControlConfig, ControlEndpoint, ControlEvent, ControlEventKind, DialFailure,
+    AddPeerError, CommandError, ControlConfig, ControlEndpoint, ControlEvent, ControlEventKind, DialFailure, Patience,
     PeerConfig, PeerId, PeerPhase, PeerStatus, PublicKey, Role,
 };
 use icx_proto::{Spi, Vni};
@@ -336,13 +336,19 @@ fn role_text(role: Role) -> &'static str {
 struct DialOptions {
     addr: Text<SocketAddr>,
     answer_timeout_ms: u32,
+    #[serde(default)]
+    repeat_after_ms: u32,
 }
 
 pub(crate) fn dial(call: &Call, peer: u32, text: &[u8]) -> Outcome<i32> {
     let peer = call.get::<PeerHandle>(peer)?;
     let options: DialOptions = json::parse(text)?;
-    let timeout = Duration::from_millis(options.answer_timeout_ms.into());
-    command("dial the peer", peer.control.endpoint.dial(peer.peer, options.addr.0, timeout))
+    let milliseconds = |count: u32| Duration::from_millis(count.into());
+    let patience = Patience {
+        answer: milliseconds(options.answer_timeout_ms),
+        repeat: Some(options.repeat_after_ms).filter(|count| *count != 0).map(milliseconds),
+    };
+    command("dial the peer", peer.control.endpoint.dial(peer.peer, options.addr.0, patience))
 }
 
 #[derive(Deserialize)]

@@ -54,7 +54,8 @@ pub unsafe extern "C" fn icx_peer_info(peer: u32, out: *mut u8, out_cap: u32) ->
 /// Starts a handshake with the peer; the event 10 (session up) or 12 (dial failed) tells how it went. Returns 0, `ICX_ESTATE` where a
 /// dial or session is under way or the peer is the one to dial, or `ICX_ECLOSED`.
 ///
-/// `json`: `{addr: "ip:port", answerTimeoutMs}`.
+/// `json`: `{addr: "ip:port", answerTimeoutMs, repeatAfterMs?}`: after the latter another handshake is begun beside those under way,
+/// and again; 0, the default: none is.
 ///
 /// # Safety
 /// `json` is readable for `json_len` bytes and `err` writable for `err_cap` bytes during the call.

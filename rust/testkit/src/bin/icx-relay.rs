@@ -7,8 +7,9 @@
 //! Options: `--a ADDRESS --a-side ADDRESS --b ADDRESS --b-side ADDRESS`: the nodes, and the relay's own addresses towards
 //! them; `--ports PORT,PORT`, `--seed NUMBER`.
 //!
-//! Each line on standard input changes the impairments (see `Impairments::changed`) or, if it is `counts`, changes nothing; each
-//! is answered with a line of JSON. The end of the input ends the relay.
+//! Each line on standard input changes the impairments (see `Impairments::changed`), says where a node is from now on (`a-at` or
+//! `b-at` and its address), or, if it is `counts`, changes nothing; each is answered with a line of JSON. The end of the input
+//! ends the relay.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -16,7 +17,7 @@ use std::error::Error;
 use std::io::{self, BufRead, Write};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 use std::time::Instant;
 
@@ -35,21 +36,23 @@ fn main() -> Result<(), Box<dyn Error>> {
         [args.required("a")?, args.required("a-side")?, args.required("b")?, args.required("b-side")?];
     let mut seed: u64 = args.optional("seed")?.unwrap_or(1);
     let network = Arc::new(Mutex::new(Impairments::default()));
+    let [a, b] = [a, b].map(Place::new);
     let mut lanes = Vec::new();
     for port in args.text("ports").unwrap_or("6081,6082").split(',') {
         let port: u16 = port.parse().map_err(|error| format!("--ports cannot have {port:?}: {error}"))?;
         let sides = [bind(SocketAddr::new(a_side, port))?, bind(SocketAddr::new(b_side, port))?];
         let [on_a_side, on_b_side] = sides.map(Arc::new);
         for (name, from, input, output, to) in
-            [("a-b", a, &on_a_side, &on_b_side, b), ("b-a", b, &on_b_side, &on_a_side, a)]
+            [("a-b", &a, &on_a_side, &on_b_side, &b), ("b-a", &b, &on_b_side, &on_a_side, &a)]
         {
             seed += 1;
             let lane = Arc::new(Lane {
                 name: format!("{name}:{port}"),
-                from,
+                from: from.clone(),
                 input: Arc::clone(input),
                 output: Arc::clone(output),
-                to: SocketAddr::new(to, port),
+                to: to.clone(),
+                port,
                 network: Arc::clone(&network),
                 late: Mutex::new(BinaryHeap::new()),
                 earlier: Condvar::new(),
@@ -64,15 +67,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     answer(&json!({ "event": "ready" }))?;
     for line in io::stdin().lock().lines() {
         let line = line?;
-        if line.trim() != "counts" {
-            let mut network = lock(&network);
-            match network.changed(&line) {
-                Ok(changed) => *network = changed,
-                Err(error) => {
-                    answer(&json!({ "event": "refused", "reason": error.to_string() }))?;
-                    continue;
-                }
+        let obeyed = match line.trim().split_once(' ') {
+            Some(("a-at", address)) => a.set(address),
+            Some(("b-at", address)) => b.set(address),
+            None if line.trim() == "counts" => Ok(()),
+            _ => {
+                let mut network = lock(&network);
+                network.changed(&line).map(|changed| *network = changed).map_err(|error| error.to_string())
             }
+        };
+        if let Err(reason) = obeyed {
+            answer(&json!({ "event": "refused", "reason": reason }))?;
+            continue;
         }
         let counts: Map<String, Value> = lanes.iter().map(|lane| (lane.name.clone(), lane.counts.json())).collect();
         answer(&json!({ "event": "ok", "counts": counts }))?;
@@ -95,6 +101,26 @@ fn answer(value: &Value) -> io::Result<()> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where a node is.
+#[derive(Clone)]
+struct Place(Arc<RwLock<IpAddr>>);
+
+impl Place {
+    fn new(address: IpAddr) -> Self {
+        Place(Arc::new(RwLock::new(address)))
+    }
+
+    fn get(&self) -> IpAddr {
+        *self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, address: &str) -> Result<(), String> {
+        let address = address.parse().map_err(|error| format!("{address:?} is no address: {error}"))?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = address;
+        Ok(())
+    }
 }
 
 macro_rules! counts {
@@ -144,10 +170,11 @@ struct Late {
 /// One direction of one port.
 struct Lane {
     name: String,
-    from: IpAddr,
+    from: Place,
     input: Arc<UdpSocket>,
     output: Arc<UdpSocket>,
-    to: SocketAddr,
+    to: Place,
+    port: u16,
     network: Arc<Mutex<Impairments>>,
     late: Mutex<BinaryHeap<Reverse<Late>>>,
     /// Told when there is another next one.
@@ -162,14 +189,15 @@ impl Lane {
         for number in 0.. {
             // An error is that of an earlier datagram in the other direction, told by ICMP.
             let Ok((length, source)) = self.input.recv_from(&mut buffer) else { continue };
-            if source.ip() != self.from {
+            let from = self.from.get();
+            if source.ip() != from {
                 count(&counts.foreign);
                 continue;
             }
             count(&counts.received);
             let network = *lock(&self.network);
             let datagram = &mut buffer[..length];
-            match network.fate(&mut random, length, self.from) {
+            match network.fate(&mut random, length, from) {
                 Fate::LinkDown => count(&counts.link_down),
                 Fate::TooBig => count(&counts.too_big),
                 Fate::Lost => count(&counts.lost),
@@ -218,7 +246,7 @@ impl Lane {
     }
 
     fn forward(&self, datagram: &[u8]) {
-        match self.output.send_to(datagram, self.to) {
+        match self.output.send_to(datagram, SocketAddr::new(self.to.get(), self.port)) {
             Ok(_) => count(&self.counts.forwarded),
             Err(_) => count(&self.counts.failed),
         }
