@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use icx_proto::engine::{BatchPacket, OpenSink, RunLimits, SaPair, TxVerdict};
+use icx_proto::engine::{BatchPacket, OpenSink, RunBuffer, RunLimits, SaPair, TxVerdict};
 use icx_proto::{
     AllowedRoute, Engine, EngineConfig, Instant, MacAddr, Mode, NetworkConfig, SaKey, Spi, TxKeyHistory, Underlay, Vni,
 };
@@ -90,15 +90,14 @@ fn seal(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("engine", len), |b| {
             b.iter(|| sender.virt_to_phy(NOW, black_box(&plain), &mut out));
         });
-        let inputs = vec![BatchPacket::Whole(&plain); BATCH];
-        let mut batch_out = vec![0; BATCH * (len + OVERHEAD)];
-        let mut runs = Vec::with_capacity(BATCH);
+        let mut inputs: Vec<_> = (0..BATCH).map(|_| BatchPacket::Whole(&plain)).collect();
         let limits = RunLimits { datagrams: BATCH, bytes: 65_000 };
+        let mut batch_out = RunBuffer::new(BATCH * (len + OVERHEAD), BATCH, limits);
         group.throughput(Throughput::Bytes((len * BATCH) as u64));
         group.bench_function(BenchmarkId::new("batch of 32", len), |b| {
             b.iter(|| {
-                runs.clear();
-                sender.seal_batch(NOW, black_box(&inputs), &mut batch_out, limits, &mut runs)
+                batch_out.clear();
+                sender.seal_batch(NOW, black_box(&mut inputs), &mut batch_out)
             });
         });
     }

@@ -8,6 +8,7 @@ pub mod counters;
 pub mod engine;
 pub mod id;
 pub mod key;
+pub mod offload;
 pub mod rate_limit;
 pub mod replay;
 pub mod routes;

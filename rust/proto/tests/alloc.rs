@@ -5,7 +5,7 @@ mod support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use icx_proto::engine::{BatchPacket, OpenSink, RunLimits, RxVerdict, TxVerdict};
+use icx_proto::engine::{BatchPacket, OpenSink, RunBuffer, RunLimits, RxVerdict, TxVerdict};
 use icx_proto::{Mode, Vni};
 use support::*;
 
@@ -97,16 +97,15 @@ fn no_packet_allocates_once_the_path_is_warm() {
 fn no_batch_allocates_once_the_path_is_warm() {
     let (a, b) = pair(Mode::L3, false);
     let packet = ipv4(&[7; 500]);
-    let inputs = vec![BatchPacket::Whole(&packet); 40];
-    let mut out = vec![0; 40 * 600];
-    let mut runs = Vec::with_capacity(40);
+    let mut inputs: Vec<_> = (0..40).map(|_| BatchPacket::Whole(&packet)).collect();
+    let mut out = RunBuffer::new(40 * 600, 40, RunLimits { datagrams: 16, bytes: 65_000 });
     let mut sink = OneRoom { room: [0; 2048], delivered: 0 };
     let mut round = || {
-        runs.clear();
-        let done = a.seal_batch(NOW, &inputs, &mut out, RunLimits { datagrams: 16, bytes: 65_000 }, &mut runs);
-        assert_eq!((done.packets, runs.len()), (40, 3));
-        for run in &runs {
-            b.open_batch(NOW, Some(ip(Side::A)), &out[run.range.clone()], run.segment_size, &mut sink);
+        out.clear();
+        let done = a.seal_batch(NOW, &mut inputs, &mut out);
+        assert_eq!((done.packets, out.runs().len()), (40, 3));
+        for run in out.runs() {
+            b.open_batch(NOW, Some(ip(Side::A)), out.bytes(run.range.clone()), run.segment_size, &mut sink);
         }
     };
     round();

@@ -2,7 +2,7 @@
 
 mod support;
 
-use icx_proto::engine::{BatchPacket, OpenSink, RunLimits, RxVerdict, SealedRun, TxVerdict};
+use icx_proto::engine::{BatchPacket, OpenSink, RunBuffer, RunLimits, RxVerdict, SealedRun, Stop, TxVerdict};
 use icx_proto::{Engine, Mode, Vni};
 use proptest::prelude::*;
 use support::*;
@@ -133,6 +133,7 @@ proptest! {
         room in 0_usize..30_000,
         datagrams in 1_usize..70,
         bytes in 100_usize..20_000,
+        runs in 1_usize..100,
     ) {
         let engines = || {
             let (a, b) = pair(Mode::L3, false);
@@ -150,7 +151,7 @@ proptest! {
             1 => ipv4_of(3, &vec![1; len]),
             number => ipv4_of(number as u8 - 1, &vec![2; len / 8 * 8]),
         }).collect();
-        let inputs: Vec<_> = packets.iter().map(|packet| BatchPacket::Whole(packet)).collect();
+        let mut inputs: Vec<_> = packets.iter().map(|packet| BatchPacket::Whole(packet)).collect();
         let limits = RunLimits { datagrams, bytes };
         let mut expected = Vec::new();
         for packet in &packets {
@@ -161,22 +162,23 @@ proptest! {
         }
         let mut sent = Vec::new();
         let mut sink = Collect::default();
-        let mut rest = &inputs[..];
+        let mut rest = &mut inputs[..];
+        let mut out = RunBuffer::new(room, runs, limits);
         while !rest.is_empty() {
-            let mut out = vec![0; room];
-            let mut runs = Vec::new();
-            let done = batch.seal_batch(NOW, rest, &mut out, limits, &mut runs);
+            out.clear();
+            let done = batch.seal_batch(NOW, rest, &mut out);
             prop_assert!(done.packets > 0, "an empty buffer takes or drops at least one packet");
-            check_runs(&runs, limits, done.bytes);
-            for run in &runs {
-                sent.extend(run.datagrams().map(|range| (run.vni, out[range].to_vec())));
-                let run_bytes = &out[run.range.clone()];
+            prop_assert!(matches!(done.stopped, None | Some(Stop::TooBig)));
+            check_runs(out.runs(), limits, out.len());
+            for run in out.runs() {
+                sent.extend(run.datagrams().map(|range| (run.to.vni, out.bytes(range).to_vec())));
+                let run_bytes = out.bytes(run.range.clone());
                 prop_assert_eq!(
                     receiver.open_batch(NOW, Some(ip(Side::A)), run_bytes, run.segment_size, &mut sink),
                     run_bytes.len()
                 );
             }
-            rest = &rest[done.packets..];
+            rest = &mut rest[done.packets..];
         }
         prop_assert_eq!(&sent, &expected);
         prop_assert_eq!(totals(&batch), totals(&single));
@@ -270,14 +272,15 @@ fn a_local_reply_ends_a_batch_and_goes_back_to_the_virtual_side() {
     arp.extend_from_slice(&[2, 0, 0, 0, 0, 1, 0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1, 10, 1, 0, 1]);
     arp.extend_from_slice(&[0, 0, 0, 0, 0, 0, 10, 101, 0, 1]);
     let packet = frame(L2, &ipv4(b"x"));
-    let inputs = [BatchPacket::Whole(&packet), BatchPacket::Whole(&arp), BatchPacket::Whole(&packet)];
-    let (mut out, mut runs) = (vec![0; 4096], Vec::new());
-    let done = a.seal_batch(NOW, &inputs, &mut out, RunLimits { datagrams: 64, bytes: 65_000 }, &mut runs);
-    let reply = done.reply.expect("a reply");
-    assert_eq!((done.packets, reply.len(), runs.len()), (2, 42, 1));
-    assert_eq!(out[reply.clone()][..12], [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2], "from the gateway to the host");
-    let done = a.seal_batch(NOW, &inputs[2..], &mut out, RunLimits { datagrams: 64, bytes: 65_000 }, &mut runs);
-    assert_eq!((done.packets, done.reply), (1, None));
+    let mut inputs = [&packet, &arp, &packet].map(|frame| BatchPacket::Whole(frame));
+    let mut out = RunBuffer::new(4096, 8, RunLimits { datagrams: 64, bytes: 65_000 });
+    let done = a.seal_batch(NOW, &mut inputs, &mut out);
+    let Some(Stop::Reply(reply)) = done.stopped else { panic!("no reply: {done:?}") };
+    assert_eq!((done.packets, reply.as_bytes().len(), out.runs().len()), (2, 42, 1));
+    assert_eq!(reply.as_bytes()[..12], [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2], "from the gateway to the host");
+    let done = a.seal_batch(NOW, &mut inputs[2..], &mut out);
+    assert!(done.packets == 1 && done.stopped.is_none());
+    assert_eq!(out.runs()[0].count, 2);
 }
 
 #[test]

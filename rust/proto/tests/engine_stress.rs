@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant as Clock};
 
-use icx_proto::engine::{BatchPacket, OpenSink, RunLimits, RxVerdict, SaPair, TxSwitch, TxVerdict};
+use icx_proto::engine::{BatchPacket, OpenSink, RunBuffer, RunLimits, RxVerdict, SaPair, TxSwitch, TxVerdict};
 use icx_proto::{Instant, Mode, NetworkConfig, Vni};
 use support::*;
 
@@ -50,8 +50,9 @@ fn no_nonce_repeats_and_every_packet_opens_once_while_everything_changes() {
             let (rounds, round) = (&rounds, &rounds[thread]);
             scope.spawn(move || {
                 let packet = ipv4(&[thread as u8; 64]);
-                let inputs = [BatchPacket::Whole(&packet); 7];
-                let (mut out, mut plain, mut runs) = (vec![0; 4096], vec![0; 4096], Vec::new());
+                let mut inputs: [_; 7] = std::array::from_fn(|_| BatchPacket::Whole(&packet));
+                let (mut out, mut plain) = (vec![0; 4096], vec![0; 4096]);
+                let mut batch = RunBuffer::new(4096, 8, RunLimits { datagrams: 64, bytes: 65_000 });
                 let mut nonces: Vec<[u8; 12]> = Vec::new();
                 let mut sink = Collect::default();
                 let src = Some(ip(Side::A));
@@ -72,13 +73,12 @@ fn no_nonce_repeats_and_every_packet_opens_once_while_everything_changes() {
                             delivered += 1;
                         }
                     }
-                    runs.clear();
-                    let limits = RunLimits { datagrams: 64, bytes: 65_000 };
-                    let done = a.seal_batch(NOW, &inputs, &mut out, limits, &mut runs);
+                    batch.clear();
+                    let done = a.seal_batch(NOW, &mut inputs, &mut batch);
                     assert_eq!(done.packets, inputs.len());
-                    for run in &runs {
-                        nonces.extend(run.datagrams().map(|d| <[u8; 12]>::try_from(&out[d][20..32]).unwrap()));
-                        b.open_batch(NOW, src, &out[run.range.clone()], run.segment_size, &mut sink);
+                    for run in batch.runs() {
+                        nonces.extend(run.datagrams().map(|d| <[u8; 12]>::try_from(&batch.bytes(d)[20..32]).unwrap()));
+                        b.open_batch(NOW, src, batch.bytes(run.range.clone()), run.segment_size, &mut sink);
                     }
                     sealed.fetch_add(PACKETS_PER_ROUND, Ordering::Relaxed);
                     round.fetch_add(1, Ordering::Relaxed);

@@ -7,11 +7,12 @@
 use core::ops::Range;
 use std::net::{IpAddr, SocketAddr};
 
-use super::Engine;
 use super::table::{Entry, Table};
-use super::tx::{Outbound, Plain, SEAL_OVERHEAD, UsableTx};
+use super::tx::{LocalReply, Outbound, Plain, SEAL_OVERHEAD, UsableTx};
+use super::{Engine, Mode};
 use crate::counters::TxDrop;
 use crate::id::Vni;
+use crate::offload::Segments;
 use crate::time::Instant;
 use crate::wire::geneve::TunnelHeader;
 
@@ -19,11 +20,42 @@ use crate::wire::geneve::TunnelHeader;
 const BLOCK: usize = 64;
 
 /// One element of a batch to be sealed.
-#[derive(Clone, Copy, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a box would be an allocation for each packet")]
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum BatchPacket<'a> {
     /// One virtual-side frame.
     Whole(&'a [u8]),
+    /// An inner packet to be cut. A batch that ends within it goes on there the next time. Engines with
+    /// [`Mode::L2`](super::Mode) have no such packets: [`TxDrop::Malformed`].
+    Segmented(Segments<'a>),
+    /// What a device handed over contradicts itself.
+    Malformed,
+}
+
+/// Where a sealed datagram goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    pub vni: Vni,
+    pub peer: SocketAddr,
+    /// `None` for the unhashed port.
+    pub source_port: Option<u16>,
+}
+
+/// Where [`Engine::seal_batch`] puts what it seals. Room is set aside for some datagrams in order, then filled and
+/// settled in the same order.
+pub trait SealSink {
+    /// The longest datagram that there is room for when nothing else is there.
+    fn largest(&self) -> usize;
+
+    /// Sets room for the next datagram of `len` bytes aside. `false`: there is none left.
+    fn reserve(&mut self, len: usize) -> bool;
+
+    /// The earliest room that is not settled, of the `len` bytes that were asked for.
+    fn front(&mut self, len: usize) -> &mut [u8];
+
+    /// What is in that room goes to `to`; `None`: it is not used.
+    fn settle(&mut self, len: usize, to: Option<&Destination>);
 }
 
 /// How long a run may get, which is what one segmented send takes.
@@ -35,30 +67,27 @@ pub struct RunLimits {
     pub bytes: usize,
 }
 
-/// Consecutive datagrams of one network to one peer from one source port, back to back in the output buffer. All
-/// have `segment_size` bytes but the last, which may be shorter.
+/// Consecutive datagrams of one network to one peer from one source port, back to back in one buffer. All have
+/// `segment_size` bytes but the last, which may be shorter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedRun {
     pub range: Range<usize>,
     pub segment_size: usize,
     pub count: usize,
-    pub vni: Vni,
-    pub peer: SocketAddr,
-    /// `None` for the unhashed port.
-    pub source_port: Option<u16>,
+    pub to: Destination,
 }
 
 impl SealedRun {
-    /// The place of each datagram in the output buffer, in order.
+    /// The place of each datagram in the buffer, in order.
     pub fn datagrams(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let (end, size) = (self.range.end, self.segment_size.max(1));
         self.range.clone().step_by(size).map(move |start| start..end.min(start + size))
     }
 
-    fn takes(&self, next: &SealedRun, limits: RunLimits) -> bool {
-        let len = next.range.len();
-        self.range.end == next.range.start
-            && (self.vni, self.peer, self.source_port) == (next.vni, next.peer, next.source_port)
+    fn takes(&self, next: &Range<usize>, to: &Destination, limits: RunLimits) -> bool {
+        let len = next.len();
+        self.range.end == next.start
+            && self.to == *to
             && self.range.len() == self.count * self.segment_size
             && len <= self.segment_size
             && self.count < limits.datagrams
@@ -66,15 +95,133 @@ impl SealedRun {
     }
 }
 
+/// Sealed datagrams back to back in one buffer, in runs that one segmented send each takes. It allocates nothing after it
+/// was made.
+#[derive(Debug)]
+pub struct RunBuffer {
+    buffer: Box<[u8]>,
+    /// Bytes that are settled, and those that are set aside in addition.
+    settled: usize,
+    reserved: usize,
+    /// Datagrams for which room is set aside.
+    pending: usize,
+    runs: Vec<SealedRun>,
+    max_runs: usize,
+    limits: RunLimits,
+}
+
+impl RunBuffer {
+    /// Holds `bytes`, and at least `runs` runs.
+    pub fn new(bytes: usize, runs: usize, limits: RunLimits) -> Self {
+        // What is set aside in one block may be as many runs, or one.
+        let max_runs = runs + BLOCK;
+        RunBuffer {
+            buffer: vec![0; bytes].into(),
+            settled: 0,
+            reserved: 0,
+            pending: 0,
+            runs: Vec::with_capacity(max_runs),
+            max_runs,
+            limits,
+        }
+    }
+
+    /// What is settled, in the order in which it was sealed.
+    pub fn runs(&self) -> &[SealedRun] {
+        &self.runs
+    }
+
+    /// The bytes of a run, or of one of its datagrams.
+    pub fn bytes(&self, range: Range<usize>) -> &[u8] {
+        &self.buffer[range]
+    }
+
+    /// Bytes in use.
+    pub fn len(&self) -> usize {
+        self.settled
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// Where a single datagram may be written, to be added with [`RunBuffer::push`]. Empty when no run can be added.
+    pub fn space(&mut self) -> &mut [u8] {
+        let from = if self.runs.len() < self.max_runs { self.settled } else { self.buffer.len() };
+        &mut self.buffer[from..]
+    }
+
+    /// Takes in what was written to the first `len` bytes of [`RunBuffer::space`].
+    pub fn push(&mut self, len: usize, to: &Destination) {
+        self.reserved += len;
+        self.pending += 1;
+        self.settle(len, Some(to));
+    }
+
+    /// Forgets everything, for instance because it has been sent.
+    pub fn clear(&mut self) {
+        self.runs.clear();
+        (self.settled, self.reserved, self.pending) = (0, 0, 0);
+    }
+}
+
+impl SealSink for RunBuffer {
+    fn largest(&self) -> usize {
+        self.buffer.len()
+    }
+
+    #[inline]
+    fn reserve(&mut self, len: usize) -> bool {
+        // Each datagram may turn out to start a run.
+        let fits =
+            self.settled + self.reserved + len <= self.buffer.len() && self.runs.len() + self.pending < self.max_runs;
+        if fits {
+            self.reserved += len;
+            self.pending += 1;
+        }
+        fits
+    }
+
+    #[inline]
+    fn front(&mut self, len: usize) -> &mut [u8] {
+        &mut self.buffer[self.settled..self.settled + len]
+    }
+
+    #[inline]
+    fn settle(&mut self, len: usize, to: Option<&Destination>) {
+        let range = self.settled..self.settled + len;
+        self.settled = range.end;
+        self.reserved -= len;
+        self.pending -= 1;
+        let Some(to) = to else { return };
+        match self.runs.last_mut() {
+            Some(run) if run.takes(&range, to, self.limits) => {
+                run.range.end = range.end;
+                run.count += 1;
+            }
+            _ => self.runs.push(SealedRun { segment_size: range.len(), range, count: 1, to: *to }),
+        }
+    }
+}
+
 /// How far [`Engine::seal_batch`] has come.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct SealedBatch {
-    /// Packets that are done with: sealed, dropped or answered. The rest found no room, or comes after an answer.
+    /// Packets that are done with: sealed, dropped or answered. Where it is fewer than were given, and nothing below
+    /// asks for attention, the sink has no more room.
     pub packets: usize,
-    /// Bytes of the output buffer in use.
-    pub bytes: usize,
-    /// A local reply (ARP, neighbour advertisement) to the last of `packets`, which goes back to the virtual side.
-    pub reply: Option<Range<usize>>,
+    /// What the last of `packets` asks for before the batch goes on.
+    pub stopped: Option<Stop>,
+}
+
+/// Why a batch ended before its end.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Stop {
+    /// A local reply (ARP, neighbour advertisement) to the last packet, which goes back to the virtual side.
+    Reply(LocalReply),
+    /// The last packet was dropped as [`TxDrop::TooBig`], which its sender should hear of.
+    TooBig,
 }
 
 /// Where [`Engine::open_batch`] puts what it opens.
@@ -87,18 +234,18 @@ pub trait OpenSink {
     fn deliver(&mut self, vni: Vni, len: usize);
 }
 
-/// A packet of a block: its inner packet among the inputs, its datagram in the output.
+/// A datagram of a block: its packet among the inputs, and which part of that it carries.
 #[derive(Clone, Copy, Default)]
 struct Planned {
     input: usize,
-    inner_at: usize,
+    /// Where the inner packet starts in a frame; which segment of a packet to be cut.
+    at: usize,
     protocol: u16,
     source_port: Option<u16>,
-    start: usize,
-    end: usize,
+    sealed_len: usize,
 }
 
-/// Packets to one network that are certain to be sealed, but for the counter limit.
+/// Datagrams to one network that are certain to be sealed, but for the counter limit.
 struct Block<'t> {
     entry: &'t Entry,
     tx: UsableTx<'t>,
@@ -106,129 +253,176 @@ struct Block<'t> {
     len: usize,
 }
 
+impl Block<'_> {
+    fn is_full(&self) -> bool {
+        self.len == BLOCK
+    }
+
+    fn add(&mut self, planned: Planned) {
+        self.planned[self.len] = planned;
+        self.len += 1;
+    }
+}
+
+/// Why a plan ends before all packets are in it.
+enum PlanEnd {
+    /// The next datagram belongs to another block.
+    Block,
+    /// There is no more room.
+    Full,
+    Stop(Stop),
+}
+
+impl BatchPacket<'_> {
+    /// How many packets it counts as, as far as they are not planned.
+    fn packets(&self) -> u64 {
+        match self {
+            BatchPacket::Whole(_) | BatchPacket::Malformed => 1,
+            BatchPacket::Segmented(segments) => segments.left() as u64,
+        }
+    }
+
+    /// The inner packet that [`Planned::at`] speaks of. Nothing is planned of what is malformed.
+    fn inner(&mut self, at: usize) -> &[u8] {
+        match self {
+            BatchPacket::Whole(frame) => &frame[at..],
+            BatchPacket::Segmented(segments) => segments.cut(at),
+            BatchPacket::Malformed => &[],
+        }
+    }
+}
+
 impl Engine {
-    /// Seals `packets` into `out`, back to back, and appends the runs they form to `runs`. It stops early when `out` is
-    /// full and after a local reply: call it again with the rest. A packet that does not even fit an empty `out` is
-    /// dropped as [`TxDrop::TooBig`].
-    pub fn seal_batch(
-        &self,
-        now: Instant,
-        packets: &[BatchPacket<'_>],
-        out: &mut [u8],
-        limits: RunLimits,
-        runs: &mut Vec<SealedRun>,
-    ) -> SealedBatch {
+    /// Seals `packets` into `sink`. It ends early when `sink` has no more room, and when a packet asks for attention:
+    /// call it again with the rest. A packet for which even an empty sink has no room is dropped as [`TxDrop::TooBig`].
+    ///
+    /// A packet to be cut counts as the packets that it would become, whatever becomes of it.
+    pub fn seal_batch(&self, now: Instant, packets: &mut [BatchPacket<'_>], sink: &mut impl SealSink) -> SealedBatch {
         let table = self.table.load();
-        let mut done = SealedBatch { packets: 0, bytes: 0, reply: None };
+        let mut done = 0;
         loop {
-            let before = done.packets;
-            if let Some(block) = self.plan(&table, now, packets, out, &mut done) {
-                self.seal_block(now, &block, packets, out, limits, runs);
+            let mut block = None;
+            let end = loop {
+                // After the last packet there is nothing left for the room.
+                let Some(packet) = packets.get_mut(done) else { break PlanEnd::Full };
+                match self.plan(&table, now, done, packet, &mut block, sink) {
+                    Ok(()) => done += 1,
+                    Err(end) => break end,
+                }
+            };
+            if let Some(block) = &block {
+                self.seal_block(now, block, packets, sink);
             }
-            if done.packets == before || done.packets == packets.len() || done.reply.is_some() {
-                return done;
+            match end {
+                PlanEnd::Block => {}
+                PlanEnd::Full => return SealedBatch { packets: done, stopped: None },
+                PlanEnd::Stop(stop) => return SealedBatch { packets: done + 1, stopped: Some(stop) },
             }
         }
     }
 
-    /// Collects the next packets that go to one network, and settles what comes before and between them: drops, and
-    /// one local reply.
+    /// Adds the datagrams of one packet to a block, which begins with the first of them, or drops the packet.
     fn plan<'t>(
         &self,
         table: &'t Table,
         now: Instant,
-        packets: &[BatchPacket<'_>],
-        out: &mut [u8],
-        done: &mut SealedBatch,
-    ) -> Option<Block<'t>> {
-        let mut block: Option<Block<'t>> = None;
-        for (input, BatchPacket::Whole(frame)) in packets.iter().enumerate().skip(done.packets) {
-            let (entry, inner, protocol) = match self.classify(table, frame) {
-                Ok(Outbound::Seal { entry, inner, protocol }) => (entry, inner, protocol),
-                Ok(Outbound::Reply(reply)) => {
-                    if let Some(len) = reply.write(&mut out[done.bytes..]) {
-                        done.reply = Some(done.bytes..done.bytes + len);
-                        done.bytes += len;
-                        done.packets += 1;
-                    } else if done.bytes == 0 {
-                        self.tx_drop(None, TxDrop::TooBig);
-                        done.packets += 1;
-                    }
-                    break;
-                }
-                Err(reason) => {
-                    self.tx_drop(None, reason);
-                    done.packets += 1;
-                    continue;
-                }
-            };
-            // The key of a block is looked up with its first packet.
-            let ready = match &block {
-                Some(block) if !core::ptr::eq(block.entry, entry) || block.len == BLOCK => break,
-                Some(_) => self.sealed_len(entry, inner.len()).ok_or(TxDrop::TooBig).map(|len| (None, len)),
-                None => self.ready(now, entry, inner.len()).map(|(tx, len)| (Some(tx), len)),
-            };
-            let (tx, len) = match ready.and_then(|(tx, len)| fits(len, out.len()).map(|len| (tx, len))) {
-                Ok(ready) => ready,
-                Err(reason) => {
-                    self.tx_drop(Some(entry), reason);
-                    done.packets += 1;
-                    continue;
-                }
-            };
-            if len > out.len() - done.bytes {
-                break;
+        input: usize,
+        packet: &mut BatchPacket<'_>,
+        block: &mut Option<Block<'t>>,
+        sink: &mut impl SealSink,
+    ) -> Result<(), PlanEnd> {
+        let head = match packet {
+            BatchPacket::Whole(frame) => *frame,
+            BatchPacket::Segmented(segments) if matches!(self.mode, Mode::L3) => segments.head(),
+            BatchPacket::Segmented(_) | BatchPacket::Malformed => {
+                self.tx_drops(None, TxDrop::Malformed, packet.packets());
+                return Ok(());
             }
-            if let Some(tx) = tx {
-                block = Some(Block { entry, tx, planned: [Planned::default(); BLOCK], len: 0 });
+        };
+        let (entry, inner, protocol) = match self.classify(table, head) {
+            Ok(Outbound::Seal { entry, inner, protocol }) => (entry, inner, protocol),
+            Ok(Outbound::Reply(reply)) => return Err(PlanEnd::Stop(Stop::Reply(reply))),
+            Err(reason) => {
+                self.tx_drops(None, reason, packet.packets());
+                return Ok(());
             }
-            if let Some(block) = &mut block {
-                let source_port = self.source_port(&frame[inner.clone()]);
-                let (start, end) = (done.bytes, done.bytes + len);
-                block.planned[block.len] = Planned { input, inner_at: inner.start, protocol, source_port, start, end };
-                block.len += 1;
-            }
-            done.bytes += len;
-            done.packets += 1;
+        };
+        if block.as_ref().is_some_and(|block| !core::ptr::eq(block.entry, entry) || block.is_full()) {
+            return Err(PlanEnd::Block);
         }
-        block
+        let source_port = self.source_port(&head[inner.clone()]);
+        let longest = match packet {
+            BatchPacket::Segmented(segments) => segments.peek().map_or(0, |(_, len)| len),
+            _ => inner.len(),
+        };
+        let dropped = |reason, packets| {
+            self.tx_drops(Some(entry), reason, packets);
+            if reason == TxDrop::TooBig { Err(PlanEnd::Stop(Stop::TooBig)) } else { Ok(()) }
+        };
+        // The key of a block is looked up with its first packet.
+        let block = match block {
+            Some(block) => block,
+            None => match self.ready(now, entry, longest) {
+                Ok((tx, _)) => block.insert(Block { entry, tx, planned: [Planned::default(); BLOCK], len: 0 }),
+                Err(reason) => return dropped(reason, packet.packets()),
+            },
+        };
+        let Some(sealed_len) = self.sealed_len(entry, longest).filter(|len| *len <= sink.largest()) else {
+            return dropped(TxDrop::TooBig, packet.packets());
+        };
+        let mut add = |at, sealed_len| {
+            if block.is_full() {
+                return Err(PlanEnd::Block);
+            }
+            if !sink.reserve(sealed_len) {
+                return Err(PlanEnd::Full);
+            }
+            block.add(Planned { input, at, protocol, source_port, sealed_len });
+            Ok(())
+        };
+        match packet {
+            BatchPacket::Segmented(segments) => {
+                while let Some((index, len)) = segments.peek() {
+                    add(index, sealed_len - (longest - len))?;
+                    segments.advance();
+                }
+                Ok(())
+            }
+            _ => add(inner.start, sealed_len),
+        }
     }
 
-    fn seal_block(
-        &self,
-        now: Instant,
-        block: &Block<'_>,
-        packets: &[BatchPacket<'_>],
-        out: &mut [u8],
-        limits: RunLimits,
-        runs: &mut Vec<SealedRun>,
-    ) {
-        let Block { entry, tx, planned, len } = block;
+    fn seal_block(&self, now: Instant, block: &Block<'_>, packets: &mut [BatchPacket<'_>], sink: &mut impl SealSink) {
+        let Block { entry, tx: (sa, key), planned, len } = block;
+        if *len == 0 {
+            return;
+        }
         let (vni, peer) = (entry.network.vni, entry.peer);
         let counters = &entry.network.counters;
-        let (sa, key) = tx;
         let (first, granted) = sa.counter.take(*len as u16);
+        let (sealed, refused) = planned[..*len].split_at(usize::from(granted));
         let (mut sent, mut bytes) = (0, 0);
-        for (counter, packet) in (first..).zip(&planned[..usize::from(granted)]) {
-            let BatchPacket::Whole(frame) = packets[packet.input];
-            let inner = &frame[packet.inner_at..];
-            let range = packet.start..packet.end;
-            let header = TunnelHeader { protocol: packet.protocol, vni, spi: sa.spi.get(), counter };
-            let text = Plain::At(inner);
-            match self.seal_frame(entry, key, &header, packet.source_port, text, &mut out[range.clone()]) {
+        for (counter, datagram) in (first..).zip(sealed) {
+            let &Planned { input, at, protocol, source_port, sealed_len } = datagram;
+            let inner = packets[input].inner(at);
+            let header = TunnelHeader { protocol, vni, spi: sa.spi.get(), counter };
+            let out = sink.front(sealed_len);
+            match self.seal_frame(entry, key, &header, source_port, Plain::At(inner), out) {
                 Ok(()) => {
                     sent += 1;
                     bytes += inner.len() as u64;
-                    let segment_size = range.len();
-                    let source_port = packet.source_port;
-                    append(runs, SealedRun { range, segment_size, count: 1, vni, peer, source_port }, limits);
+                    sink.settle(sealed_len, Some(&Destination { vni, peer, source_port }));
                 }
-                Err(reason) => counters.tx_dropped(reason, 1),
+                Err(reason) => {
+                    counters.tx_dropped(reason, 1);
+                    sink.settle(sealed_len, None);
+                }
             }
         }
         counters.sent(now, sent, bytes);
-        if usize::from(granted) < *len {
-            counters.tx_dropped(TxDrop::Exhausted, (*len - usize::from(granted)) as u64);
+        if !refused.is_empty() {
+            counters.tx_dropped(TxDrop::Exhausted, refused.len() as u64);
+            refused.iter().for_each(|datagram| sink.settle(datagram.sealed_len, None));
         }
     }
 
@@ -270,21 +464,6 @@ impl Engine {
         }
         tally.flush(now);
         done
-    }
-}
-
-fn fits(len: usize, room: usize) -> Result<usize, TxDrop> {
-    if len <= room { Ok(len) } else { Err(TxDrop::TooBig) }
-}
-
-/// Adds a datagram to the last run, or starts another.
-fn append(runs: &mut Vec<SealedRun>, datagram: SealedRun, limits: RunLimits) {
-    match runs.last_mut() {
-        Some(run) if run.takes(&datagram, limits) => {
-            run.range.end = datagram.range.end;
-            run.count += 1;
-        }
-        _ => runs.push(datagram),
     }
 }
 

@@ -22,11 +22,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 
-pub use batch::{BatchPacket, OpenSink, RunLimits, SealedBatch, SealedRun};
+pub use batch::{BatchPacket, Destination, OpenSink, RunBuffer, RunLimits, SealSink, SealedBatch, SealedRun, Stop};
 pub use config::{EngineConfig, LocalEndpoint, Mode, NetworkConfig, NetworkError, Underlay};
 pub use install::{InstallError, RxSaStatus, SaPair, SaStatus, TxSaStatus, TxSwitch};
 pub use rx::RxVerdict;
-pub use tx::TxVerdict;
+pub use tx::{LocalReply, TxVerdict};
 
 use crate::counters::{CounterSnapshot, Counters, TxDrop};
 use crate::id::Vni;

@@ -48,15 +48,21 @@ pub(super) enum Outbound<'t> {
     Reply(LocalReply),
 }
 
-pub(super) struct LocalReply {
+/// A frame that answers one from the virtual side.
+#[derive(Clone, Debug)]
+pub struct LocalReply {
     bytes: [u8; neighbor::MAX_REPLY_LEN],
     len: usize,
 }
 
 impl LocalReply {
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
     /// Writes the reply to the start of `out`, or nothing where that is too short.
     pub(super) fn write(&self, out: &mut [u8]) -> Option<usize> {
-        out.get_mut(..self.len)?.copy_from_slice(&self.bytes[..self.len]);
+        out.get_mut(..self.len)?.copy_from_slice(self.as_bytes());
         Some(self.len)
     }
 }
@@ -251,7 +257,12 @@ impl Engine {
 
     #[cold]
     pub(super) fn tx_drop(&self, entry: Option<&Entry>, reason: TxDrop) -> TxVerdict {
-        entry.map_or(&self.counters, |entry| &entry.network.counters).tx_dropped(reason, 1);
+        self.tx_drops(entry, reason, 1);
         TxVerdict::Drop(reason)
+    }
+
+    #[cold]
+    pub(super) fn tx_drops(&self, entry: Option<&Entry>, reason: TxDrop, packets: u64) {
+        entry.map_or(&self.counters, |entry| &entry.network.counters).tx_dropped(reason, packets);
     }
 }

@@ -43,6 +43,12 @@ impl Sum {
         Sum(fold32(self.0) + u64::from(value.to_be()))
     }
 
+    /// Adds another sum, of a piece that starts at an even offset too.
+    #[inline]
+    pub fn add_sum(self, other: Sum) -> Self {
+        Sum(fold32(self.0) + fold32(other.0))
+    }
+
     /// Adds a pseudo-header: RFC 768 for IPv4, RFC 8200 section 8.1 for IPv6. `length` is that of the upper-layer
     /// packet, header included. Both addresses are of one family.
     #[inline]
