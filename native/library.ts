@@ -5,6 +5,7 @@
  */
 
 import { fileURLToPath } from "node:url";
+import { requireObject, requireType } from "./arguments.ts";
 import { NativeError } from "./errors.ts";
 import { EventLoop } from "./events.ts";
 import { check, decodeText } from "./marshal.ts";
@@ -12,6 +13,9 @@ import { ABI_VERSION, SYMBOLS, type Symbols } from "./symbols.ts";
 
 /** Where `deno task build` puts the library. */
 const DEFAULT_PATH = new URL("./lib/libicx.so", import.meta.url);
+
+/** The error number of Linux for too many open files. */
+const EMFILE = 24;
 
 /** What can be chosen when a library is opened. */
 export interface LibraryOptions {
@@ -65,9 +69,10 @@ export class Library implements AsyncDisposable {
    * Opens the library. Asks for the permission to use exactly this file, if it is not granted yet.
    *
    * @throws {NativeError} `ENOLIBRARY` when there is no such file, `EPERM` when Deno refuses, `EBADLIBRARY` when the file
-   * is something else, `EABIVERSION` when it belongs to another version.
+   * is something else, `EABIVERSION` when it belongs to another version, `ESYS` when this process may open no more files.
    */
   static open(options: LibraryOptions = {}): Library {
+    requireObject(options, { operation: "open the icx library", name: "options" });
     const path = toPath(options.path ?? DEFAULT_PATH);
     let mapping = mappings.get(path);
     if (mapping === undefined || mapping.idle !== undefined) {
@@ -170,7 +175,27 @@ export class Library implements AsyncDisposable {
   }
 }
 
+/**
+ * The library among the options of something that needs one.
+ *
+ * @throws {TypeError} When there are no options, or it is none.
+ */
+export function libraryOf(options: { readonly library: Library }, operation: string): Library {
+  requireObject(options, { operation, name: "options" });
+  requireType(options.library instanceof Library, options.library, {
+    operation,
+    name: "library",
+    allowed: "what Library.open() gave",
+  });
+  return options.library;
+}
+
 function toPath(path: string | URL): string {
+  requireType(typeof path === "string" || path instanceof URL, path, {
+    operation: "open the icx library",
+    name: "path",
+    allowed: "a path or a URL",
+  });
   return path instanceof URL || path.startsWith("file:") ? fileURLToPath(path) : path;
 }
 
@@ -189,6 +214,13 @@ function load(path: string): Deno.DynamicLibrary<typeof SYMBOLS> {
     const reason = cause instanceof Error ? cause.message : String(cause);
     if (/no such file/i.test(reason) && reason.includes(path)) {
       throw fail("ENOLIBRARY", `Cannot open the icx library as there is no file ${path}: run "deno task build"`, cause);
+    }
+    if (/too many open files/i.test(reason)) {
+      throw new NativeError(
+        `Cannot open the icx library ${path} as this process has as many files open as it may (EMFILE): close some, or ` +
+          "raise the limit (ulimit -n)",
+        { code: "ESYS", operation: "dlopen", errno: EMFILE, cause },
+      );
     }
     throw fail(
       "EBADLIBRARY",

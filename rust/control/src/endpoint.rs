@@ -51,7 +51,7 @@ pub struct ControlConfig {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    #[error("cannot {operation} the control socket on UDP {addr}: {source}")]
+    #[error("cannot {operation} the control socket on UDP {addr}: {source}{}", socket_advice(source))]
     Socket { operation: &'static str, addr: SocketAddr, source: io::Error },
     #[error("cannot start the control plane's thread: {0}")]
     Thread(io::Error),
@@ -255,6 +255,15 @@ fn server_config(tls: &TlsFactory) -> Result<ServerConfig, TlsError> {
         .incoming_buffer_size(INCOMING_BUFFER)
         .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
     Ok(config)
+}
+
+fn socket_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; choose another --control-port, or stop the process that holds it (`ss -lunp`)",
+        io::ErrorKind::AddrNotAvailable => "; choose an address that `ip addr` shows as --local-address",
+        io::ErrorKind::PermissionDenied => "; choose --control-port 1024 or higher, or give CAP_NET_BIND_SERVICE",
+        _ => "",
+    }
 }
 
 /// Binds without sharing the port. Where the system has no IPv6, the unspecified address falls back to IPv4's.

@@ -78,7 +78,8 @@ pub enum ControlEventKind {
         session: SessionId,
         reason: String,
     },
-    /// Someone's handshake did not complete. At most one of these a second; `count` is how many there were since the last.
+    /// Someone's handshake did not complete. The first comes at once, later ones at intervals; `count` is how many there
+    /// were since the last.
     PeerRejected {
         remote: SocketAddr,
         reason: String,

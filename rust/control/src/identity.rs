@@ -17,6 +17,7 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::{self, PemObject};
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::file_kind;
 use crate::kdf;
 use crate::key_file::{self, WriteError};
 use crate::public_key::PublicKey;
@@ -33,8 +34,10 @@ const ACCEPTED: &str = "this node needs an ECDSA P-256 private key as PKCS#8 PEM
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdentityError {
-    #[error("cannot read the identity key {path}: {source}", path = path.display())]
+    #[error("cannot read the identity key {path}: {source}{}", read_advice(path, source), path = path.display())]
     Read { path: PathBuf, source: io::Error },
+    #[error("{path} is a {kind}, not a file with an identity key: name the file, or make one with `icx genkey`", path = path.display())]
+    NotAFile { path: PathBuf, kind: &'static str },
     #[error(
         "the identity key {path} has mode {mode:04o}, so others than its owner can reach it: allowed is 0600 or less, run \
          `chmod 600 {path}`", path = path.display()
@@ -56,6 +59,14 @@ pub enum IdentityError {
     NotP256,
     #[error("the cryptography library could not make a key")]
     Generate,
+}
+
+fn read_advice(path: &Path, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("; check the name, or make a key with `icx genkey {}`", path.display()),
+        io::ErrorKind::PermissionDenied => "; run as the owner of the file, or as root".to_owned(),
+        _ => String::new(),
+    }
 }
 
 impl From<Unspecified> for IdentityError {
@@ -113,7 +124,11 @@ impl Identity {
     pub fn load(path: &Path) -> Result<Self, IdentityError> {
         let read_error = |source| IdentityError::Read { path: path.into(), source };
         let mut file = File::open(path).map_err(read_error)?;
-        let mode = file.metadata().map_err(read_error)?.permissions().mode() & 0o7777;
+        let metadata = file.metadata().map_err(read_error)?;
+        if let Some(kind) = file_kind::other_than_file(&metadata) {
+            return Err(IdentityError::NotAFile { path: path.into(), kind });
+        }
+        let mode = metadata.permissions().mode() & 0o7777;
         if mode & 0o077 != 0 {
             return Err(IdentityError::Mode { path: path.into(), mode });
         }

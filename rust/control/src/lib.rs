@@ -17,6 +17,7 @@ mod dial;
 mod endpoint;
 mod event;
 mod exchange;
+mod file_kind;
 mod key_file;
 mod listen;
 mod load;

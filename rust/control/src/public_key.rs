@@ -10,6 +10,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ParsedPublicKey};
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD};
 
+use crate::file_kind;
 use crate::role::{EqualKeysError, Role};
 
 /// What precedes the point in the SPKI of every P-256 key (RFC 5480 section 2): SEQUENCE { SEQUENCE { id-ecPublicKey,
@@ -35,29 +36,55 @@ pub struct PublicKey {
 #[non_exhaustive]
 pub enum PublicKeyError {
     #[error(
-        "a public key is standard padded base64 of {SPKI_LEN} bytes (124 characters, as `icx pubkey` prints it): {0}"
+        "a public key is standard padded base64 of {SPKI_LEN} bytes (124 characters, as `icx pubkey` prints it): {}",
+        base64_fault(.0)
     )]
     Base64(base64::DecodeError),
+    #[error("a public key is 124 characters, as `icx pubkey` prints it: there is nothing")]
+    Empty,
     #[error(
-        "a public key is the uncompressed P-256 SubjectPublicKeyInfo DER ({SPKI_LEN} bytes), got {0} bytes of something \
-         else: P-384, Ed25519 and compressed keys are not accepted"
+        "a public key is the uncompressed P-256 SubjectPublicKeyInfo DER ({SPKI_LEN} bytes), as `icx pubkey` prints it, got \
+         {0} bytes of something else: P-384, Ed25519 and compressed keys are not accepted"
     )]
     NotP256(usize),
+    #[error("it is a private key, which stays with its owner: `icx pubkey` prints the public one")]
+    Private,
     #[error("the point of the public key is not on the curve P-256")]
     NotOnCurve,
-    #[error("cannot read the public key file {path}: {source}", path = path.display())]
+    #[error("it is binary: `icx pubkey` prints a public key as text")]
+    Binary,
+    #[error("{path} is a {kind}, not a file with a public key: name a file that holds what `icx pubkey` prints", path = path.display())]
+    NotAFile { path: PathBuf, kind: &'static str },
+    #[error("cannot read the public key file {path}: {source}{}", read_advice(source), path = path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("the file {path} is longer than {MAX_FILE_LEN} bytes and so no public key", path = path.display())]
+    #[error(
+        "the file {path} is longer than {MAX_FILE_LEN} bytes and so no public key: name a file that holds what `icx pubkey` \
+         prints", path = path.display()
+    )]
     FileTooLong { path: PathBuf },
     #[error("the file {path} holds no public key: {source}", path = path.display())]
     File { path: PathBuf, source: Box<PublicKeyError> },
+    /// `given` is the text as far as it may be shown.
+    #[error("{given} is neither a file that exists nor a public key; {source}")]
+    NeitherFileNorKey { given: String, source: Box<PublicKeyError> },
+    #[error(
+        "the text is a private key (not shown): it belongs into a file of its owner alone, and whoever saw it here holds it \
+         now: make a new one with `icx genkey`, and give the peer's public key, as `icx pubkey` prints it"
+    )]
+    PrivateText,
 }
 
 impl PublicKey {
     /// Reads the text form. Line breaks anywhere are skipped; other white space, missing padding and the URL-safe
     /// alphabet are refused.
     pub fn parse(text: &str) -> Result<Self, PublicKeyError> {
+        if is_private(text) {
+            return Err(PublicKeyError::Private);
+        }
         let text: String = text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
+        if text.is_empty() {
+            return Err(PublicKeyError::Empty);
+        }
         let der = BASE64_STANDARD.decode(text).map_err(PublicKeyError::Base64)?;
         Self::from_der(&der)
     }
@@ -69,17 +96,27 @@ impl PublicKey {
         let file = match File::open(path) {
             Ok(file) => file,
             // Base64 may be too long for a file name or hold a '/', and so look like a path to nowhere.
-            Err(e) if path_is_absent(&e) => return Self::parse(text),
+            Err(e) if path_is_absent(&e) => {
+                return Self::parse(text).map_err(|error| match error {
+                    PublicKeyError::Private => PublicKeyError::PrivateText,
+                    error => PublicKeyError::NeitherFileNorKey { given: shown(text), source: Box::new(error) },
+                });
+            }
             Err(source) => return Err(PublicKeyError::Read { path: path.into(), source }),
         };
-        let mut content = String::new();
-        file.take(MAX_FILE_LEN + 1)
-            .read_to_string(&mut content)
-            .map_err(|source| PublicKeyError::Read { path: path.into(), source })?;
+        let read_error = |source| PublicKeyError::Read { path: path.into(), source };
+        if let Some(kind) = file_kind::other_than_file(&file.metadata().map_err(read_error)?) {
+            return Err(PublicKeyError::NotAFile { path: path.into(), kind });
+        }
+        let mut content = Vec::new();
+        file.take(MAX_FILE_LEN + 1).read_to_end(&mut content).map_err(read_error)?;
         if content.len() as u64 > MAX_FILE_LEN {
             return Err(PublicKeyError::FileTooLong { path: path.into() });
         }
-        Self::parse(content.trim()).map_err(|e| PublicKeyError::File { path: path.into(), source: Box::new(e) })
+        str::from_utf8(&content)
+            .map_err(|_| PublicKeyError::Binary)
+            .and_then(|text| Self::parse(text.trim()))
+            .map_err(|e| PublicKeyError::File { path: path.into(), source: Box::new(e) })
     }
 
     /// Checks a SubjectPublicKeyInfo.
@@ -118,6 +155,70 @@ impl PublicKey {
             core::cmp::Ordering::Less => Ok(Role::Initiator),
             core::cmp::Ordering::Greater => Ok(Role::Responder),
             core::cmp::Ordering::Equal => Err(EqualKeysError),
+        }
+    }
+}
+
+/// Whether the text is, or begins like, a private key: PEM, or the base64 of a PKCS#8 or SEC1 structure, which start with
+/// a version (RFC 5958 section 2, RFC 5915 section 3) where a public key has a sequence.
+fn is_private(text: &str) -> bool {
+    const INTEGER: u8 = 0x02;
+    if text.contains("PRIVATE KEY") {
+        return true;
+    }
+    let head: String = text.chars().filter(|c| !c.is_whitespace()).take(8).collect();
+    match BASE64_STANDARD.decode(head).as_deref() {
+        // SEQUENCE, its length in one byte or after 0x81 or 0x82, INTEGER of one byte.
+        Ok([0x30, 0x81, _, INTEGER, 1, _] | [0x30, 0x82, _, _, INTEGER, 1]) => true,
+        Ok([0x30, length, INTEGER, 1, ..]) => *length < 0x80,
+        _ => false,
+    }
+}
+
+/// What was given, at a length that fits into a message; not what could be a private key, or a part of one.
+fn shown(text: &str) -> String {
+    const MOST: usize = 64;
+    if may_be_secret(text) {
+        return format!("the text of {} characters (not shown, as it could be a private key)", text.chars().count());
+    }
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{:?}… ({} characters)", &text[..end], text.chars().count()),
+        None => format!("{text:?}"),
+    }
+}
+
+/// Whether there is a run of characters in the text that could be a key of any encoding: long, of those of base64 or
+/// hexadecimal digits, and neither the beginning of a P-256 public key nor a path.
+fn may_be_secret(text: &str) -> bool {
+    /// Shorter runs leave too much of a key to guess.
+    const LEAST: usize = 24;
+    const PUBLIC: &str = "MFkwEwYHKoZIzj0C";
+    let long = |run: &str| run.len() >= LEAST;
+    let in_run = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_');
+    if !text.split(|c| !in_run(c)).any(|run| long(run) && !run.starts_with(PUBLIC)) {
+        return false;
+    }
+    let parent = Path::new(text).parent();
+    if parent.is_some_and(|parent| parent.parent().is_some() && parent.is_dir()) {
+        return false;
+    }
+    let from_somewhere = ["/", "./", "../"].iter().any(|start| text.starts_with(start));
+    !from_somewhere || text.split('/').any(long)
+}
+
+fn read_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; run as a user who may read it, or give the key itself",
+        _ => "",
+    }
+}
+
+fn base64_fault(error: &base64::DecodeError) -> String {
+    match error {
+        base64::DecodeError::InvalidByte(at, _) => format!("character {} is none of that alphabet", at + 1),
+        base64::DecodeError::InvalidLength(characters) => format!("the text has {characters}"),
+        base64::DecodeError::InvalidLastSymbol(..) | base64::DecodeError::InvalidPadding => {
+            "the end is missing or damaged".to_owned()
         }
     }
 }

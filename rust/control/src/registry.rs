@@ -20,6 +20,8 @@ pub enum AddPeerError {
     KeyExists(String),
     #[error("VNI {0} of this engine gets its keys from another peer already: each peer needs a VNI of its own")]
     VniInUse(icx_proto::Vni),
+    #[error("a key lifetime of 0 would make every key expire at once: give at least 1 ms, an hour is usual")]
+    NoKeyLifetime,
     #[error("the control endpoint is closed")]
     Closed,
 }
@@ -43,6 +45,9 @@ impl Registry {
 
     pub(crate) fn add(&self, own: &PublicKey, config: PeerConfig) -> Result<PeerId, AddPeerError> {
         let role = own.role_against(&config.key)?;
+        if config.key_lifetime.is_zero() {
+            return Err(AddPeerError::NoKeyLifetime);
+        }
         let mut peers = self.lock();
         if peers.by_key.contains_key(&config.key) {
             return Err(AddPeerError::KeyExists(config.key.fingerprint()));

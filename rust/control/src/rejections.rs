@@ -7,7 +7,10 @@ use std::time::Instant;
 
 use crate::event::ControlEventKind;
 
-const INTERVAL: Duration = Duration::from_secs(1);
+/// The shortest time between two reports. A peer with a wrong key tries for ever, so it doubles with each of them,
+const FIRST_INTERVAL: Duration = Duration::from_secs(1);
+/// up to this one, and begins anew when nobody was rejected for as long.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(15);
 
 /// What to do after a rejection was recorded.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,7 +22,7 @@ pub(crate) enum Report {
     Pending,
 }
 
-/// Lets one report through a second, and counts what it holds back.
+/// Lets the first report through at once and further ones ever less often, and counts what it holds back.
 #[derive(Debug, Default)]
 pub(crate) struct Rejections {
     state: Mutex<State>,
@@ -27,7 +30,8 @@ pub(crate) struct Rejections {
 
 #[derive(Debug, Default)]
 struct State {
-    last: Option<Instant>,
+    /// Earlier than then there is no report, and how long that is after the last one.
+    next: Option<(Instant, Duration)>,
     /// Held back since the last report: the latest one, and how many.
     held: Option<(SocketAddr, String, u64)>,
 }
@@ -39,13 +43,13 @@ impl Rejections {
             (*last_remote, *last_reason, *count) = (remote, reason, *count + 1);
             return Report::Pending;
         }
-        match state.last.map(|last| last + INTERVAL) {
-            Some(next) if now < next => {
+        match state.next {
+            Some((next, _)) if now < next => {
                 state.held = Some((remote, reason, 1));
                 Report::At(next)
             }
             _ => {
-                state.last = Some(now);
+                state.next = Some((now + FIRST_INTERVAL, FIRST_INTERVAL));
                 Report::Now(ControlEventKind::PeerRejected { remote, reason, count: 1 })
             }
         }
@@ -55,7 +59,8 @@ impl Rejections {
     pub(crate) fn flush(&self, now: Instant) -> Option<ControlEventKind> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (remote, reason, count) = state.held.take()?;
-        state.last = Some(now);
+        let interval = state.next.map_or(FIRST_INTERVAL, |(_, last)| LONGEST_INTERVAL.min(2 * last));
+        state.next = Some((now + interval, interval));
         Some(ControlEventKind::PeerRejected { remote, reason, count })
     }
 }
@@ -65,27 +70,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_one_report_a_second_and_none_is_lost_from_the_count() {
+    fn a_flood_is_told_of_ever_less_often_and_none_is_lost_from_the_count() {
         let rejections = Rejections::default();
         let remote = "192.0.2.1:5".parse().unwrap();
-        let start = Instant::now();
         let count = |report| match report {
             ControlEventKind::PeerRejected { count, .. } => count,
             other => panic!("{other:?}"),
         };
-
-        let Report::Now(first) = rejections.record(start, remote, "a".into()) else { panic!("the first is told") };
+        let mut now = Instant::now();
+        let Report::Now(first) = rejections.record(now, remote, "a".into()) else { panic!("the first is told") };
         assert_eq!(count(first), 1);
-        let at = start + Duration::from_millis(100);
-        assert_eq!(rejections.record(at, remote, "b".into()), Report::At(start + INTERVAL));
-        for _ in 0..98 {
-            assert_eq!(rejections.record(at, remote, "c".into()), Report::Pending);
+        for seconds in [1, 2, 4, 8, 15, 15] {
+            let next = now + Duration::from_secs(seconds);
+            now += Duration::from_millis(100);
+            assert_eq!(rejections.record(now, remote, "b".into()), Report::At(next));
+            for _ in 0..98 {
+                assert_eq!(rejections.record(now, remote, "c".into()), Report::Pending);
+            }
+            now = next;
+            assert_eq!(rejections.flush(now).map(count), Some(99));
+            assert_eq!(rejections.flush(now), None);
         }
-        assert_eq!(rejections.flush(start + INTERVAL).map(count), Some(99));
-        assert_eq!(rejections.flush(start + INTERVAL), None);
-        let soon = start + INTERVAL + Duration::from_millis(1);
-        assert_eq!(rejections.record(soon, remote, "d".into()), Report::At(start + 2 * INTERVAL));
-        assert_eq!(rejections.flush(start + 2 * INTERVAL).map(count), Some(1));
-        assert!(matches!(rejections.record(start + 4 * INTERVAL, remote, "e".into()), Report::Now(_)));
+        now += Duration::from_secs(15);
+        assert!(matches!(rejections.record(now, remote, "d".into()), Report::Now(_)), "after a silence");
+        let next = now + Duration::from_secs(1);
+        assert_eq!(rejections.record(now, remote, "e".into()), Report::At(next), "it begins anew");
     }
 }

@@ -40,5 +40,7 @@ impl fmt::Display for Role {
 
 /// Both nodes have the same public key, so neither sorts lower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the peer's public key is this node's own: give each node its own identity key")]
+#[error(
+    "the peer's public key is this node's own: give the one that `icx pubkey` prints on the peer, and each node its own identity key"
+)]
 pub struct EqualKeysError;

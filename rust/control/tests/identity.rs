@@ -3,6 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use icx_control::{Identity, IdentityError, PublicKey, PublicKeyError, WriteError, certificate};
 use rustls::server::ParsedCertificate;
@@ -103,8 +106,37 @@ fn a_key_is_replaced_only_when_asked_and_then_in_one_step() {
     let nowhere = folder.0.join("no/such/key");
     for force in [false, true] {
         let error = second.write_new(&nowhere, force).unwrap_err();
-        assert!(matches!(error, WriteError::Io { operation: "create", .. }), "{error}");
+        assert!(matches!(error, WriteError::NoDirectory { .. }), "{error}");
     }
+}
+
+/// A process that is killed while it writes leaves what a reader would have seen at that moment.
+#[test]
+fn a_new_key_file_is_whole_as_soon_as_it_is_there() {
+    let folder = Folder::new("whole");
+    let path = folder.0.join("key");
+    let identity = Identity::generate().unwrap();
+    let pem = identity.to_pem();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut seen = 0_u32;
+            while !done.load(Ordering::Relaxed) {
+                let Ok(content) = fs::read_to_string(&path) else { continue };
+                assert_eq!(content, *pem);
+                seen += 1;
+            }
+            seen
+        });
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < deadline && !reader.is_finished() {
+            identity.write_new(&path, false).unwrap();
+            fs::remove_file(&path).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(reader.join().unwrap() > 0, "the reader saw nothing");
+    });
+    assert!(folder.names().is_empty());
 }
 
 #[test]
@@ -177,8 +209,16 @@ fn a_public_key_is_read_from_a_file_when_there_is_one_of_that_name() {
     fs::write(&path, vec![b'A'; 5000]).unwrap();
     assert!(matches!(PublicKey::from_text_or_file(path.to_str().unwrap()), Err(PublicKeyError::FileTooLong { .. })));
     let folder_itself = PublicKey::from_text_or_file(folder.0.to_str().unwrap()).unwrap_err();
-    assert!(matches!(folder_itself, PublicKeyError::Read { .. }), "{folder_itself}");
-    assert!(PublicKey::from_text_or_file(folder.0.join("absent").to_str().unwrap()).is_err());
+    assert!(matches!(folder_itself, PublicKeyError::NotAFile { kind: "directory", .. }), "{folder_itself}");
+    fs::write(&path, [0x80, 0xff, 0]).unwrap();
+    let binary = PublicKey::from_text_or_file(path.to_str().unwrap()).unwrap_err();
+    let PublicKeyError::File { source, .. } = &binary else { panic!("{binary:?}") };
+    assert!(matches!(**source, PublicKeyError::Binary), "{source:?}");
+
+    let absent = folder.0.join("absent.pub");
+    let error = PublicKey::from_text_or_file(absent.to_str().unwrap()).unwrap_err();
+    assert!(matches!(error, PublicKeyError::NeitherFileNorKey { .. }), "{error}");
+    assert!(error.to_string().contains("absent.pub"), "{error}");
 }
 
 #[test]
@@ -206,4 +246,64 @@ fn the_certificate_carries_what_the_protocol_asks_for() {
     for purpose in [1u8, 2] {
         assert!(holds(&[0x06, 0x08, 0x2b, 6, 1, 5, 5, 7, 3, purpose]), "extended key usage {purpose}");
     }
+}
+
+/// A private key where a public one belongs is told apart, whole or cut off, and never repeated.
+#[test]
+fn a_private_key_in_place_of_a_public_one_is_not_shown() {
+    let folder = Folder::new("private-text");
+    let identity = Identity::from_pem(OPENSSL_P256.as_bytes()).unwrap();
+    let pem = identity.to_pem();
+    let body: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    for text in [pem.as_str(), body.as_str(), &body[..40], pem.trim_start_matches('-')] {
+        let error = PublicKey::from_text_or_file(text).unwrap_err();
+        assert!(matches!(error, PublicKeyError::PrivateText), "{error:?}");
+        for shown in [error.to_string(), format!("{error:?}")] {
+            assert!(!shown.contains(&body[8..24]), "{shown}");
+        }
+    }
+
+    // A part that cannot be told from anything else is not shown either: lines of the PEM, the bare number, its hexadecimal.
+    let number = "8f2a55949038a9610f50fb23b5883af3b4ecb3c3bb792cbcefbd1542c692be63";
+    let marked = format!("key={}", &body[64..104]);
+    for text in [&body[64..128], &body[36..80], &body[70..94], number, &marked] {
+        let error = PublicKey::from_text_or_file(text).unwrap_err();
+        let secret = text.trim_start_matches("key=");
+        for shown in [error.to_string(), format!("{error:?}")] {
+            assert!(shown.contains("not shown") && !shown.contains(&secret[..12]), "{shown}");
+        }
+    }
+    // What cannot be a key is: short texts, paths, and the beginning of a public key.
+    let here = folder.0.join("a-long-name-without-a-dot-in-it");
+    let public = &identity.public_key().to_string()[..60];
+    for text in ["frankfurt", "/etc/icx/peers/frankfurt-gateway.pub", "./frankfurt", here.to_str().unwrap(), public] {
+        let error = PublicKey::from_text_or_file(text).unwrap_err().to_string();
+        assert!(error.contains(&text[..text.len().min(64)]), "{error}");
+    }
+
+    let path = folder.0.join("node.key");
+    identity.write_new(&path, false).unwrap();
+    let error = PublicKey::from_text_or_file(path.to_str().unwrap()).unwrap_err();
+    let PublicKeyError::File { source, .. } = &error else { panic!("{error:?}") };
+    assert!(matches!(**source, PublicKeyError::Private), "{source:?}");
+    assert!(!error.to_string().contains(&body[8..24]), "{error}");
+
+    // A public key begins like one, too, and is none.
+    assert!(PublicKey::parse(&identity.public_key().to_string()).is_ok());
+}
+
+#[test]
+fn what_is_no_file_is_neither_read_nor_written() {
+    let folder = Folder::new("no-file");
+    assert!(matches!(Identity::load(&folder.0), Err(IdentityError::NotAFile { .. })));
+    assert!(matches!(Identity::load("/dev/null".as_ref()), Err(IdentityError::NotAFile { .. })));
+
+    let identity = Identity::generate().unwrap();
+    for force in [false, true] {
+        assert!(matches!(identity.write_new(&folder.0, force), Err(WriteError::Directory { .. })));
+        let orphan = folder.0.join("absent").join("node.key");
+        assert!(matches!(identity.write_new(&orphan, force), Err(WriteError::NoDirectory { .. })));
+        assert!(matches!(identity.write_new("".as_ref(), force), Err(WriteError::NoFileName { .. })));
+    }
+    assert!(folder.names().is_empty());
 }

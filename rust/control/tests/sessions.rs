@@ -640,6 +640,8 @@ fn a_peer_has_a_key_and_a_vni_of_its_own() {
     assert_eq!(again, Err(AddPeerError::KeyExists(b.public_key().fingerprint())));
     let shared = node.endpoint.add_peer(config(c.public_key(), Arc::clone(&node.engine)));
     assert_eq!(shared, Err(AddPeerError::VniInUse(vni())));
+    let dead_keys = PeerConfig { key_lifetime: Duration::ZERO, ..config(c.public_key(), node::engine()) };
+    assert_eq!(node.endpoint.add_peer(dead_keys), Err(AddPeerError::NoKeyLifetime));
     node.endpoint.add_peer(config(c.public_key(), node::engine())).unwrap();
     node.endpoint.remove_peer(node.peer).unwrap();
     node.endpoint.add_peer(config(b.public_key(), Arc::clone(&node.engine))).unwrap();

@@ -45,7 +45,8 @@ pub(crate) fn generate(_: &Call, text: &[u8]) -> Outcome<u32> {
         identity.write_new(Path::new(&path), force).map_err(|error| {
             let code = match error {
                 WriteError::Exists { .. } => Code::Exists,
-                WriteError::NoFileName { .. } => Code::Invalid,
+                WriteError::NoFileName { .. } | WriteError::Directory { .. } => Code::Invalid,
+                WriteError::NoDirectory { .. } => Code::NotFound,
                 _ => error::code_of(&error, Code::System),
             };
             Failure::of(code, format_args!("write the identity key to '{path}'"), &error)

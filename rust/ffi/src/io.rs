@@ -43,7 +43,11 @@ pub(crate) fn open_tun(_: &Call, text: &[u8]) -> Outcome<u32> {
     let addresses = options.addresses.iter().map(|address| (address.0.addr, address.0.prefix_len)).collect();
     let device = Tun::open(TunConfig { name: options.name, mtu: options.mtu, addresses }).map_err(|error| {
         let failure = Failure::system(what, &error, error.errno());
-        if matches!(error, TunError::NoDriver) { Failure { code: Code::Unsupported, ..failure } } else { failure }
+        if matches!(error, TunError::NoDriver | TunError::Ipv6Disabled { .. }) {
+            Failure { code: Code::Unsupported, ..failure }
+        } else {
+            failure
+        }
     })?;
     let info = TunInfo { name: device.name().to_owned(), index: device.index(), mtu: device.mtu() };
     handle::open(TunHandle { info, device: Mutex::new(Some(device)) })

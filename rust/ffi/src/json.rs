@@ -35,9 +35,23 @@ pub(crate) fn text<T: Serialize>(value: &T) -> Outcome<String> {
 /// Users never see the text that they did not write, so neither its lines and columns.
 fn without_position(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    match text.rfind(" at line ") {
-        Some(at) => text[..at].to_owned(),
-        None => text,
+    for_people(text.rfind(" at line ").map_or(&*text, |at| &text[..at]))
+}
+
+/// Says what is expected in terms of values instead of types.
+fn for_people(text: &str) -> String {
+    const KINDS: [(&str, &str); 3] = [
+        ("u16", "a whole number from 0 to 65535"),
+        ("u32", "a whole number from 0 to 4294967295"),
+        ("a sequence", "a list"),
+    ];
+    match text.rsplit_once(", expected ") {
+        Some((given, kind)) if kind.starts_with("struct ") => format!("{given}, expected an object"),
+        Some((given, kind)) => match KINDS.iter().find(|(name, _)| *name == kind) {
+            Some((_, meaning)) => format!("{given}, expected {meaning}"),
+            None => text.to_owned(),
+        },
+        None => text.to_owned(),
     }
 }
 
@@ -285,6 +299,7 @@ mod tests {
     #[serde(rename_all = "camelCase", deny_unknown_fields)]
     struct Sample {
         vni: Number<Vni>,
+        port: Option<u16>,
         peer_addr: Option<Text<SocketAddr>>,
         macs: Option<Vec<Text<MacAddr>>>,
         address: Option<Text<InterfaceAddress>>,
@@ -301,10 +316,11 @@ mod tests {
     #[test]
     fn good_text_gives_typed_values() {
         let sample: Sample = parse(
-            br#" {"vni": 16777215, "peerAddr": "[::1]:5", "macs": ["02:00:00:00:00:Fe"], "address": "fd00::1/64", "after": "18446744073709551615", "key": "ABababababababababababababababab"} "#,
+            br#" {"vni": 16777215, "peerAddr": "[::1]:5", "macs": ["02:00:00:00:00:Fe"], "address": "fd00::1/64", "port": 65535, "after": "18446744073709551615", "key": "ABababababababababababababababab"} "#,
         )
         .unwrap();
         assert_eq!(sample.vni.0.get(), 0x00ff_ffff);
+        assert_eq!(sample.port, Some(u16::MAX));
         assert_eq!(sample.peer_addr.unwrap().0, "[::1]:5".parse().unwrap());
         assert_eq!(sample.macs.unwrap()[0].0, MacAddr([2, 0, 0, 0, 0, 0xfe]));
         assert_eq!(sample.address.unwrap().0.prefix_len, 64);
@@ -317,7 +333,7 @@ mod tests {
         let cases = [
             ("", "Cannot use the options: EOF while parsing a value"),
             ("\u{0}", "Cannot use the options: expected value"),
-            ("[]", "Cannot use the options: invalid length 0, expected struct Sample with 6 elements"),
+            ("[]", "Cannot use the options: invalid length 0, expected an object"),
             ("{}", "Cannot use the options: missing field `vni`"),
             (r#"{"vni":1} x"#, "Cannot use the options: trailing characters"),
             (
@@ -336,6 +352,11 @@ mod tests {
                 r#"{"vni":"1"}"#,
                 "Cannot use option 'vni': invalid type: string \"1\", expected a whole number from 0 to 16777215",
             ),
+            (
+                r#"{"vni":1,"port":65536}"#,
+                "Cannot use option 'port': invalid value: integer `65536`, expected a whole number from 0 to 65535",
+            ),
+            (r#"{"vni":1,"macs":7}"#, "Cannot use option 'macs': invalid type: integer `7`, expected a list"),
             (
                 r#"{"vni":1,"peerAddr":"example.org:1"}"#,
                 "Cannot use option 'peerAddr': 'example.org:1' is not an address with a port: write one such as 192.0.2.1:6081 or [2001:db8::1]:6081",

@@ -86,7 +86,7 @@ fn no_client_hello_ends_the_listener() {
     });
     let mut told = 0;
     while told < count {
-        if let ControlEventKind::PeerRejected { count, .. } = site.next_within(SOON) {
+        if let ControlEventKind::PeerRejected { count, .. } = site.next_within(2 * SOON) {
             told += count;
         }
     }
@@ -116,7 +116,7 @@ fn what_a_stranger_is_told_says_nothing_of_this_node() {
 }
 
 #[test]
-fn rejections_are_told_of_once_a_second() {
+fn rejections_are_told_of_seldom() {
     let _shared = shared();
     let site = Site::start();
     let [stranger, ..] = three_identities();
@@ -131,9 +131,10 @@ fn rejections_are_told_of_once_a_second() {
         }
     });
     std::thread::sleep(Duration::from_millis(1200));
-    let seconds = start.elapsed().as_secs();
+    // After one second, two more, four more.
+    let most = 2 + (start.elapsed().as_secs() + 1).ilog2() as usize;
     let (count, reports) = rejections(&site.events());
     println!("{count} rejections in {reports} reports");
-    assert!(count >= 10 && reports >= 2 && reports as u64 <= seconds + 2, "{count} in {reports}");
+    assert!(count >= 10 && (2..=most).contains(&reports), "{count} in {reports}");
     site.bystander_was_undisturbed();
 }
