@@ -4,15 +4,25 @@
  * @module
  */
 
-import type { Engine } from "../datapath/engine.ts";
+import { Engine } from "../datapath/engine.ts";
+import {
+  type Argument,
+  requireFunction,
+  requireInteger,
+  requireObject,
+  requirePositive,
+  requireText,
+  requireType,
+  shown,
+} from "../native/arguments.ts";
 import {
   ControlEndpoint as NativeEndpoint,
   type ControlPeer as NativePeer,
   type PeerEvent as NativePeerEvent,
 } from "../native/control.ts";
 import { NativeError } from "../native/errors.ts";
-import type { Library } from "../native/library.ts";
-import type { Identity } from "./identity.ts";
+import { type Library, libraryOf } from "../native/library.ts";
+import { Identity } from "./identity.ts";
 import type { TunnelRole } from "./lifecycle.ts";
 import type { DialOptions, TunnelPeer, TunnelPeerEvent } from "./tunnel.ts";
 
@@ -22,7 +32,7 @@ export interface RejectedPeer {
   readonly remote: string;
   /** Why it was turned away. */
   readonly reason: string;
-  /** How many were since the last report; reports come at most once a second. */
+  /** How many were since the last report: the first is told at once, later ones ever less often. */
   readonly count: number;
 }
 
@@ -48,7 +58,7 @@ export interface ControlPeerOptions {
   readonly vni: number;
   /** The peer's public key, base64 of the SPKI DER. */
   readonly publicKey: string;
-  /** How long a negotiated key works, in milliseconds. @default 3600000 */
+  /** How long a negotiated key works, in whole milliseconds from 1 to 4294967295. @default 3600000 */
   readonly keyLifetimeMs?: number | undefined;
 }
 
@@ -73,7 +83,14 @@ export class ControlPeer implements TunnelPeer {
     native.onEvent((event) => this.#take(event));
   }
 
-  dial(address: string, { answerTimeoutMs, repeatAfterMs }: DialOptions): void {
+  dial(address: string, options: DialOptions): void {
+    const operation = "dial a peer";
+    requireText(address, { operation, name: "address" });
+    requireObject(options, { operation, name: "options" });
+    const answerTimeoutMs = wholeMs(options.answerTimeoutMs, { operation, name: "answerTimeoutMs" });
+    const repeatAfterMs = options.repeatAfterMs === undefined
+      ? undefined
+      : wholeMs(options.repeatAfterMs, { operation, name: "repeatAfterMs" });
     this.#attempt(
       () => this.#native.dial({ addr: address, answerTimeoutMs, repeatAfterMs }),
       (reason) => ({ type: "dial-failed", reason }),
@@ -81,8 +98,11 @@ export class ControlPeer implements TunnelPeer {
   }
 
   exchange(options: { readonly timeoutMs: number }): void {
+    const operation = "exchange keys";
+    requireObject(options, { operation, name: "options" });
+    const timeoutMs = wholeMs(options.timeoutMs, { operation, name: "timeoutMs" });
     this.#attempt(
-      () => this.#native.exchange(options),
+      () => this.#native.exchange({ timeoutMs }),
       (reason) => ({ type: "exchange-failed", session: this.#session, reason }),
     );
   }
@@ -170,6 +190,15 @@ export class ControlPeer implements TunnelPeer {
   }
 }
 
+/** The most milliseconds that the library takes, about 49 days. */
+const MAX_NATIVE_MS = 2 ** 32 - 1;
+
+/** The library takes whole milliseconds: a fraction is one more. */
+function wholeMs(ms: number, argument: Argument): number {
+  requirePositive(ms, { ...argument, max: MAX_NATIVE_MS });
+  return Math.ceil(ms);
+}
+
 /** Failures after which nothing works any more. */
 const GONE: ReadonlySet<string> = new Set(["ECLOSED", "EBADHANDLE", "EPANIC"]);
 
@@ -222,7 +251,11 @@ export class ControlEndpoint implements AsyncDisposable {
    * @throws {NativeError} When the address is not ours, the port is taken, or an option is not acceptable.
    */
   static open(options: ControlEndpointOptions): ControlEndpoint {
-    const { library, identity, localAddress, port = 6082, onRejected } = options;
+    const operation = "open a control endpoint";
+    const library = libraryOf(options, operation);
+    const { identity, localAddress, port = 6082, onRejected } = options;
+    requireType(identity instanceof Identity, identity, { operation, name: "identity", allowed: "an Identity" });
+    if (onRejected !== undefined) requireFunction(onRejected, { operation, name: "onRejected" });
     const native = NativeEndpoint.open(library, { identity: identity.native, localAddress, port });
     if (onRejected !== undefined) {
       // On a turn of its own, so that what it throws does not end the events of everybody.
@@ -238,7 +271,19 @@ export class ControlEndpoint implements AsyncDisposable {
    * @throws {NativeError} When the key is our own or that of another peer, or an option is not acceptable.
    */
   addPeer(options: ControlPeerOptions): ControlPeer {
+    const operation = "add a peer";
+    requireObject(options, { operation, name: "options" });
     const { engine, vni, publicKey, keyLifetimeMs = 3_600_000 } = options;
+    requireType(engine instanceof Engine, engine, { operation, name: "engine", allowed: "an Engine" });
+    if (!engine.networks.includes(vni)) {
+      throw new NativeError(
+        `Cannot ${operation} as "vni" must be a network of the engine, ${
+          engine.networks.join(", ") || "which has none"
+        }: current value is ${shown(vni)}; add the network first`,
+        { code: "ENOENT", operation },
+      );
+    }
+    requireInteger(keyLifetimeMs, { operation, name: "keyLifetimeMs", min: 1, max: MAX_NATIVE_MS });
     return new ControlPeer(
       this.#native.addPeer({ engine: engine.native, vni, peerKey: publicKey, lifetimeMs: keyLifetimeMs }),
     );

@@ -5,7 +5,8 @@
  */
 
 import { NativeIdentity, parsePeerKey as nativeParsePeerKey, roleOf } from "../native/identity.ts";
-import type { Library } from "../native/library.ts";
+import { requireObject, requireText } from "../native/arguments.ts";
+import { type Library, libraryOf } from "../native/library.ts";
 import type { TunnelRole } from "./lifecycle.ts";
 
 /** A public key as people see it. */
@@ -78,7 +79,10 @@ export class Identity implements PublicKey, Disposable {
    * @throws {NativeError} When the file exists and is not to be replaced (`EEXIST`), or cannot be written.
    */
   static generate(file: string, options: GenerateIdentityOptions): Identity {
-    const { library, force = false } = options;
+    const operation = "generate an identity";
+    const library = libraryOf(options, operation);
+    requireText(file, { operation, name: "file" });
+    const { force = false } = options;
     return new Identity(NativeIdentity.generate(library, { path: file, force }));
   }
 
@@ -91,7 +95,10 @@ export class Identity implements PublicKey, Disposable {
    * PKCS#8 PEM (`EKEY`).
    */
   static load(file: string, options: LoadIdentityOptions): Identity {
-    return new Identity(NativeIdentity.load(options.library, { path: file }));
+    const operation = "load an identity";
+    const library = libraryOf(options, operation);
+    requireText(file, { operation, name: "file" });
+    return new Identity(NativeIdentity.load(library, { path: file }));
   }
 
   /**
@@ -123,7 +130,10 @@ export class Identity implements PublicKey, Disposable {
  * @throws {NativeError} When it is not such a key (`EKEY`); the message says what was found instead.
  */
 export function parsePeerKey(text: string, options: ParsePeerKeyOptions): PublicKey {
-  const { library, allowFile = false } = options;
+  const operation = "read a peer's public key";
+  const library = libraryOf(options, operation);
+  requireText(text, { operation, name: "text" });
+  const { allowFile = false } = options;
   return nativeParsePeerKey(library, { text, allowFile });
 }
 
@@ -143,5 +153,8 @@ export interface KeyPairForRole {
  * @throws {NativeError} When the keys are equal, or one is not acceptable (`EKEY`).
  */
 export function tunnelRole(library: Library, keys: KeyPairForRole): TunnelRole {
+  const operation = "tell the role of a node";
+  libraryOf({ library }, operation);
+  requireObject(keys, { operation, name: "keys" });
   return roleOf(library, keys);
 }

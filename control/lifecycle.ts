@@ -5,6 +5,8 @@
  */
 
 import { Backoff } from "../datapath/backoff.ts";
+import { MAX_DELAY_MS } from "../datapath/clock.ts";
+import { requireObject, requirePositive, requireType } from "../native/arguments.ts";
 
 /** Who dials: the node whose public key sorts lower is the initiator. */
 export type TunnelRole = "initiator" | "responder";
@@ -202,9 +204,17 @@ export class Lifecycle {
    * Makes a lifecycle that has not started.
    *
    * @param options Role, timers and limits.
-   * @throws {RangeError} When a time is not above 0.
+   * @throws {TypeError} When an option is of another type. @throws {RangeError} When a time is not above 0, or longer than
+   * a timer takes.
    */
   constructor(options: LifecycleOptions) {
+    const operation = "run a tunnel";
+    requireObject(options, { operation, name: "options" });
+    requireType(options.role === "initiator" || options.role === "responder", options.role, {
+      operation,
+      name: "role",
+      allowed: '"initiator" or "responder"',
+    });
     const {
       role,
       rekeyIntervalMs = 120_000,
@@ -218,9 +228,7 @@ export class Lifecycle {
     for (
       const [name, value] of Object.entries({ rekeyIntervalMs, firstExchangeTimeoutMs, rekeyTimeoutMs, reportEveryMs })
     ) {
-      if (!(value > 0)) {
-        throw new RangeError(`Cannot run a tunnel as "${name}" must be above 0: current value is ${value}`);
-      }
+      requirePositive(value, { operation, name, max: MAX_DELAY_MS });
     }
     this.#role = role;
     this.#rekeyIntervalMs = rekeyIntervalMs;

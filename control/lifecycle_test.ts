@@ -404,7 +404,7 @@ Deno.test("stop() closes the session and nothing follows", () => {
 
 Deno.test("a time that is not above 0 is refused by name", () => {
   for (const name of ["rekeyIntervalMs", "firstExchangeTimeoutMs", "rekeyTimeoutMs", "reportEveryMs"] as const) {
-    throws(() => new Lifecycle({ role: "initiator", [name]: 0 }), new RegExp(`"${name}" must be above 0`));
+    throws(() => new Lifecycle({ role: "initiator", [name]: 0 }), new RegExp(`"${name}" must be a number above 0`));
   }
 });
 

@@ -8,16 +8,19 @@ import { Backoff } from "../datapath/backoff.ts";
 import { type Clock, delay, systemClock } from "../datapath/clock.ts";
 import type { Datapath, DatapathStats } from "../datapath/datapath.ts";
 import { Engine, type SaStatus } from "../datapath/engine.ts";
+import { DatapathError } from "../datapath/errors.ts";
 import { innerMtu } from "../datapath/mtu.ts";
+import { UdpUnderlay } from "../datapath/udp_underlay.ts";
 import { supervise } from "../datapath/supervise.ts";
 import { TunDatapath } from "../datapath/tun.ts";
+import { requireFunction, requireType } from "../native/arguments.ts";
 import { bootClock } from "../native/clock.ts";
 import { Library } from "../native/library.ts";
-import { resolveHost, type RouteInfo, routeLookup } from "../native/network.ts";
+import { interfaceLookup, resolveHost, type RouteInfo, routeLookup } from "../native/network.ts";
 import { ControlEndpoint, type ControlPeer } from "./endpoint.ts";
 import { Identity, parsePeerKey, type PublicKey, tunnelRole } from "./identity.ts";
 import type { TrafficSample, TunnelEvent, TunnelRole } from "./lifecycle.ts";
-import type { NodeConfig, NodePeerConfig } from "./node_config.ts";
+import { type NodeConfig, type NodePeerConfig, parseNodeConfig } from "./node_config.ts";
 import { Tunnel, type TunnelStatus } from "./tunnel.ts";
 
 /** What happened to a node, for people and programs to see. */
@@ -37,6 +40,8 @@ export type NodeEvent =
 export interface NodeOptions {
   /** The library. @default one of its own, which it closes in the end */
   readonly library?: Library | undefined;
+  /** Who the node is, of the same library; it may be closed once the node is open. @default the key in `identityKeyFile` */
+  readonly identity?: Identity | undefined;
   /** Gives up opening; the promise then rejects with the signal's reason. @default none */
   readonly signal?: AbortSignal | undefined;
   /** Hears of everything that happens, in order. What it throws ends the run. @default none */
@@ -98,6 +103,8 @@ const SHUTDOWN_TIMEOUT_MS = 5000;
 const LOCATE_REPORT_MS = 10_000;
 /** How soon a name is asked again whether it stands for where a peer's session now is. */
 const FOLLOW_AGAIN_MS = 5000;
+/** The most that a TUN device takes. */
+const MAX_MTU = 65535;
 const MIN_KEY_LIFETIME_MS = 3_600_000;
 const MAX_KEY_LIFETIME_MS = 24 * 3_600_000;
 
@@ -191,25 +198,48 @@ export class Node implements AsyncDisposable {
    *
    * @param config What {@linkcode parseNodeConfig} gave.
    * @param options Library, signal, observer and clock.
-   * @throws {NativeError} When the identity or a peer's key is not acceptable, or the control port cannot be bound.
-   * @throws {DatapathError} When the device or the sockets cannot be had, or a route or an option is not acceptable.
+   * @throws {TypeError} When the configuration is not acceptable, or two peers have one key.
+   * @throws {NativeError} When the identity or a peer's key is not acceptable, there is no such interface, or the control port
+   * cannot be bound.
+   * @throws {DatapathError} When the device or the sockets cannot be had, a route or an option is not acceptable, or the way to
+   * a peer leads through another interface than the configured one.
    */
   static async open(config: NodeConfig, options: NodeOptions = {}): Promise<Node> {
+    config = parseNodeConfig(config);
+    const operation = "open a node";
     const { signal, onEvent = () => {} } = options;
+    requireFunction(onEvent, { operation, name: "onEvent" });
     signal?.throwIfAborted();
     const observer = new Observer(onEvent);
     await using parts = new AsyncDisposableStack();
     const library = options.library ?? parts.use(Library.open());
+    requireType(library instanceof Library, library, {
+      operation,
+      name: "library",
+      allowed: "what Library.open() gave",
+    });
     // A rekey that fell due while the machine was suspended is due when it wakes up.
     const clock = options.clock ?? { ...systemClock, now: bootClock(library) };
-    const identity = parts.use(Identity.load(config.identityKeyFile, { library }));
+    const { identity = parts.use(Identity.load(config.identityKeyFile, { library })) } = options;
+    requireType(identity instanceof Identity, identity, { operation, name: "identity", allowed: "an Identity" });
     const keys = config.peers.map((peer) => parsePeerKey(peer.publicKey, { library, allowFile: true }));
+    requireDistinct(keys);
     const roles = keys.map((key) => tunnelRole(library, { local: identity.publicKey, peer: key.publicKey }));
+
+    // What this host alone decides comes before the wait for names and routes, and the device, which others see, last.
+    if (config.interface !== undefined) interfaceLookup(library, config.interface);
+    const underlay = parts.use(UdpUnderlay.open({
+      library,
+      localAddress: config.localAddress,
+      port: config.port,
+      sourcePortHashing: config.sourcePortHashing,
+    }));
     const located = await Promise.all(
       config.peers.map((peer) => locate(library, { peer, config, clock, signal, onEvent })),
     );
+    for (const { address, route } of located) requireInterface(config.interface, { address, route });
     const pathMtuBytes = Math.min(...located.map(({ route }) => route.mtu));
-    const mtuBytes = config.device.mtuBytes ?? innerMtu(library, pathMtuBytes);
+    const mtuBytes = config.device.mtuBytes ?? Math.min(MAX_MTU, innerMtu(library, pathMtuBytes));
     const { name, addresses } = config.device;
 
     const engine = parts.use(Engine.create({
@@ -220,16 +250,7 @@ export class Node implements AsyncDisposable {
       sourcePortHashing: config.sourcePortHashing,
     }));
     const datapath = parts.use(
-      await TunDatapath.open({
-        device: { library, name, addresses, mtuBytes },
-        underlay: {
-          library,
-          localAddress: config.localAddress,
-          port: config.port,
-          sourcePortHashing: config.sourcePortHashing,
-        },
-        engine,
-      }),
+      await TunDatapath.open({ device: { library, name, addresses, mtuBytes }, underlay, engine }),
     );
     const control = parts.use(ControlEndpoint.open({
       library,
@@ -438,6 +459,28 @@ class Observer {
       signal.removeEventListener("abort", onAbort);
     }
   }
+}
+
+/** One key for two peers would make them one to the control plane. */
+function requireDistinct(keys: readonly PublicKey[]): void {
+  keys.forEach(({ publicKey, fingerprint }, index) => {
+    const same = keys.findIndex((key) => key.publicKey === publicKey);
+    if (same === index) return;
+    throw new TypeError(
+      `Cannot open a node as "peers[${index}].publicKey" must differ from that of peers[${same}]: both have the ` +
+        `fingerprint ${fingerprint}; give each peer the key that \`icx pubkey\` prints on it`,
+    );
+  });
+}
+
+/** The kernel's route decides where packets leave; the configuration only says what it must be. */
+function requireInterface(expected: string | undefined, { address, route }: Located): void {
+  if (expected === undefined || route.interface === expected) return;
+  throw new DatapathError(
+    `Cannot open a node as the route to ${address} leads through ${route.interface}, and "interface" says ${expected}: ` +
+      `change the route (\`ip route get ${address}\` shows it), or name the interface that is meant`,
+    { code: "wrong-state", operation: "open a node" },
+  );
 }
 
 /** Key lifetime for a rekey interval, both in milliseconds. */

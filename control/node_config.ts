@@ -6,7 +6,8 @@
 
 import { isIP } from "node:net";
 import { z } from "zod";
-import { parsePrefix } from "./prefix.ts";
+import { shown } from "../native/arguments.ts";
+import { addressBytes, parsePrefix } from "./prefix.ts";
 
 /** A pair of prefixes between which packets may pass, seen from this node. */
 export interface AllowedRoute {
@@ -50,6 +51,8 @@ export interface NodeConfig {
   readonly identityKeyFile: string;
   /** The underlay address to bind; `undefined` for all. */
   readonly localAddress: string | undefined;
+  /** The underlay interface through which the kernel's route to every peer must lead; `undefined` for any. */
+  readonly interface: string | undefined;
   /** The own data port. @default 6081 */
   readonly port: number;
   /** The own control port, another than `port`. @default 6082 */
@@ -78,18 +81,36 @@ function integer(min: number, max: number) {
   return z.number(message).int(message).min(min, message).max(max, message);
 }
 
+const MOST_CHARACTERS = 120;
+const IPV6_LEAST_MTU = 1280;
+
 const text = z.string("must be text").min(1, "must not be empty");
 const port = integer(1, 65535);
 
-const ipAddress = text.refine((value) => isIP(value) !== 0, "must be an IP address");
+const ipAddress = text.refine(
+  (value) => isIP(value) !== 0 && !value.includes("%"),
+  "must be an IP address, such as 192.0.2.1 or 2001:db8::1",
+);
 
 const interfaceAddress = text.superRefine((value, context) => {
+  let address: string;
   try {
-    parsePrefix(value);
+    ({ address } = parsePrefix(value));
   } catch {
     context.addIssue({ code: "custom", message: "must be an IP address with prefix length, such as 10.9.0.1/24" });
+    return;
+  }
+  if (!isUnicast(address)) {
+    context.addIssue({ code: "custom", message: "must be a unicast address, such as 10.9.0.1/24" });
   }
 });
+
+/** Whether one host can have the address: it is neither unspecified, multicast nor broadcast. */
+function isUnicast(address: string): boolean {
+  const [first = 0, ...rest] = addressBytes(address);
+  if (first === 0 && rest.every((byte) => byte === 0)) return false;
+  return rest.length === 3 ? first < 224 : first !== 0xff;
+}
 
 const prefix = text.superRefine((value, context) => {
   try {
@@ -109,12 +130,25 @@ const allowedRoute = z.strictObject({ src: prefix, dst: prefix }).superRefine(({
 });
 
 const interfaceName = text.refine(
-  (name) => /^[^/\s:]+$/.test(name) && name !== "." && name !== ".." && new TextEncoder().encode(name).length <= 15,
-  "must be an interface name: 1 to 15 bytes without space, slash or colon",
+  (name) => /^[^/\s:%]+$/.test(name) && name !== "." && name !== ".." && new TextEncoder().encode(name).length <= 15,
+  "must be an interface name: 1 to 15 bytes without space, slash, colon or percent sign",
 );
 
+/** What is wrong with a peer's name or address, `undefined` when nothing is. */
+function hostFault(host: string): string | undefined {
+  if (isIP(host) !== 0) {
+    return host.includes("%") || isUnicast(host) ? undefined : "must be an address that one host can have";
+  }
+  if (/[\s/:[\]]/.test(host)) return "must be a host name or an IP address, without brackets or port";
+  // A name does not end in a number (RFC 1123 section 2.1): this is an IPv4 address with a mistake in it.
+  return /(^|\.)[0-9]+$/.test(host) ? "must be a host name or an IP address" : undefined;
+}
+
 const peerSchema = z.strictObject({
-  host: text.refine((host) => !/[\s/[\]]/.test(host), "must be a host name or an IP address, without brackets or port"),
+  host: text.superRefine((host, context) => {
+    const wrong = hostFault(host);
+    if (wrong !== undefined) context.addIssue({ code: "custom", message: wrong });
+  }),
   port: port.default(6081),
   controlPort: port.optional(),
   publicKey: text,
@@ -124,9 +158,10 @@ const peerSchema = z.strictObject({
   rxRateLimitPps: integer(0, 2 ** 32 - 1).default(0),
 });
 
-const nodeSchema = z.strictObject({
+const nodeFields = z.strictObject({
   identityKeyFile: text,
   localAddress: ipAddress.optional(),
+  interface: interfaceName.optional(),
   port: port.default(6081),
   controlPort: port.default(6082),
   device: z.strictObject({
@@ -139,9 +174,24 @@ const nodeSchema = z.strictObject({
   peerFilter: z.boolean("must be true or false").default(() => true),
   sourcePortHashing: z.boolean("must be true or false").default(() => false),
   peers: z.array(peerSchema, "must be a list").min(1, "must have at least one entry"),
-}).superRefine((config, context) => {
+});
+
+/** What fields are to each other is looked at once each is good in itself. */
+const nodeSchema = nodeFields.pipe(z.custom<z.output<typeof nodeFields>>()).superRefine((config, context) => {
   if (config.port === config.controlPort) {
     context.addIssue({ code: "custom", path: ["controlPort"], message: 'must differ from "port"' });
+  }
+  const { addresses, mtuBytes } = config.device;
+  addresses.forEach((address, index) => {
+    const same = addresses.findIndex((other) => parsePrefix(other).address === parsePrefix(address).address);
+    if (same < index) {
+      const message = `must be given once: it is that of addresses[${same}], ${addresses[same]}, too`;
+      context.addIssue({ code: "custom", path: ["device", "addresses", index], message });
+    }
+  });
+  if (mtuBytes !== undefined && mtuBytes < IPV6_LEAST_MTU && addresses.some((address) => address.includes(":"))) {
+    const message = `must be at least ${IPV6_LEAST_MTU} with an IPv6 address (RFC 8200 section 5)`;
+    context.addIssue({ code: "custom", path: ["device", "mtuBytes"], message });
   }
   const vnis = new Map<number, number>();
   const routes = new Map<string, number>();
@@ -152,6 +202,11 @@ const nodeSchema = z.strictObject({
       context.addIssue({ code: "custom", path: ["peers", index, "vni"], message });
     }
     vnis.set(peer.vni, index);
+    const { localAddress } = config;
+    if (localAddress !== undefined && isIP(peer.host) !== 0 && isIP(peer.host) !== isIP(localAddress)) {
+      const message = `must be of the IP version of "localAddress", which is ${localAddress}`;
+      context.addIssue({ code: "custom", path: ["peers", index, "host"], message });
+    }
     peer.allowedRoutes.forEach((route, at) => {
       const key = `${parsePrefix(route.src).network}=${parsePrefix(route.dst).network}`;
       const owner = routes.get(key);
@@ -169,8 +224,8 @@ const nodeSchema = z.strictObject({
  *
  * @param input A plain object with the fields of {@linkcode NodeConfig}; those with a default may be left out.
  * @returns The complete configuration.
- * @throws {TypeError} When a field is missing, unknown or out of its range: the message has one line for each, with the
- * field, what it must be and what it is.
+ * @throws {TypeError} When a field is missing, unknown or out of its range: the message says of each the field, what it must
+ * be and what it is; several have a line each.
  *
  * @example The shortest configuration
  * ```ts
@@ -188,14 +243,18 @@ const nodeSchema = z.strictObject({
 export function parseNodeConfig(input: unknown): NodeConfig {
   const result = nodeSchema.safeParse(input);
   if (!result.success) {
+    const faults = result.error.issues.map((issue) => describe(issue, input));
     throw new TypeError(
-      `Cannot use the configuration:\n${result.error.issues.map((issue) => `- ${describe(issue, input)}`).join("\n")}`,
+      faults.length === 1
+        ? `Cannot use the configuration: ${faults[0]}`
+        : `Cannot use the configuration:\n${faults.map((fault) => `- ${fault}`).join("\n")}`,
     );
   }
-  const { device, localAddress, peers, ...rest } = result.data;
+  const { device, localAddress, interface: underlay, peers, ...rest } = result.data;
   return {
     ...rest,
     localAddress,
+    interface: underlay,
     device: { ...device, mtuBytes: device.mtuBytes },
     peers: peers.map((peer) => ({ ...peer, controlPort: peer.controlPort ?? rest.controlPort })),
   };
@@ -243,5 +302,16 @@ function describe(issue: z.core.$ZodIssue, input: unknown): string {
   const message = issue.code === "invalid_type" && !issue.message.startsWith("must")
     ? "must be an object"
     : issue.message;
-  return value === undefined ? `${field} ${message}` : `${field} ${message}: current value is ${JSON.stringify(value)}`;
+  return value === undefined ? `${field} ${message}` : `${field} ${message}: current value is ${shownHere(value)}`;
+}
+
+/** Lists and objects of a configuration are data: they are shown as they are, where they have a text. */
+function shownHere(value: unknown): string {
+  if (typeof value !== "object" || value === null) return shown(value);
+  try {
+    const text = JSON.stringify(value);
+    return text.length > MOST_CHARACTERS ? `${text.slice(0, MOST_CHARACTERS)}…` : text;
+  } catch {
+    return shown(value);
+  }
 }

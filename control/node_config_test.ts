@@ -8,6 +8,7 @@ Deno.test("parseNodeConfig() fills in the defaults of the protocol", () => {
   deepStrictEqual(parseNodeConfig(NODE), {
     identityKeyFile: "node.key",
     localAddress: undefined,
+    interface: undefined,
     port: 6081,
     controlPort: 6082,
     device: { name: "icx0", addresses: [], mtuBytes: undefined },
@@ -32,6 +33,14 @@ Deno.test("parseNodeConfig() takes the peer's control port from the own one", ()
   deepStrictEqual(config.peers.map(({ controlPort }) => controlPort), [7000]);
 });
 
+/** What the message has to say: one fault in the same line, several in a line each. */
+function faultsOf({ message }: Error): readonly string[] {
+  const title = "Cannot use the configuration:";
+  ok(message.startsWith(title), message);
+  const rest = message.slice(title.length);
+  return rest.startsWith("\n- ") ? rest.split("\n- ").slice(1) : [rest.slice(1)];
+}
+
 Deno.test("parseNodeConfig() names the field, what it must be and what it is", () => {
   const rows: [string, unknown, string][] = [
     ["nothing at all", undefined, "the configuration must be given"],
@@ -54,12 +63,12 @@ Deno.test("parseNodeConfig() names the field, what it must be and what it is", (
     [
       "a local name",
       { ...NODE, localAddress: "eth0" },
-      '"localAddress" must be an IP address: current value is "eth0"',
+      '"localAddress" must be an IP address, such as 192.0.2.1 or 2001:db8::1: current value is "eth0"',
     ],
     [
       "a long device name",
       { ...NODE, device: { name: "a-name-of-16-byt" } },
-      '"device.name" must be an interface name: 1 to 15 bytes without space, slash or colon: current value is "a-name-of-16-byt"',
+      '"device.name" must be an interface name: 1 to 15 bytes without space, slash, colon or percent sign: current value is "a-name-of-16-byt"',
     ],
     [
       "a device address without sense",
@@ -97,6 +106,57 @@ Deno.test("parseNodeConfig() names the field, what it must be and what it is", (
       '"peers[0].host" must be a host name or an IP address, without brackets or port: current value is "[::1]:6081"',
     ],
     [
+      "a route that is none",
+      { ...NODE, peers: [{ ...PEER, allowedRoutes: [{ src: "300.0.0.1/8", dst: "10.8.0.0/16" }] }] },
+      '"peers[0].allowedRoutes[0].src" must be a prefix, such as 10.9.0.0/24 or 2001:db8::/32: current value is "300.0.0.1/8"',
+    ],
+    [
+      "an address with a mistake in it",
+      { ...NODE, peers: [{ ...PEER, host: "256.1.1.1" }] },
+      '"peers[0].host" must be a host name or an IP address: current value is "256.1.1.1"',
+    ],
+    ...["0.0.0.0", "::", "224.0.0.1", "255.255.255.255", "ff02::1"].map((host): [string, unknown, string] => [
+      `the peer ${host}`,
+      { ...NODE, peers: [{ ...PEER, host }] },
+      `"peers[0].host" must be an address that one host can have: current value is "${host}"`,
+    ]),
+    [
+      "a peer of another IP version than the local address",
+      { ...NODE, localAddress: "2001:db8::1" },
+      '"peers[0].host" must be of the IP version of "localAddress", which is 2001:db8::1: current value is "192.0.2.1"',
+    ],
+    [
+      "a local address with a zone",
+      { ...NODE, localAddress: "fe80::1%eth0" },
+      '"localAddress" must be an IP address, such as 192.0.2.1 or 2001:db8::1: current value is "fe80::1%eth0"',
+    ],
+    [
+      "an interface that cannot be one",
+      { ...NODE, interface: "a/b" },
+      '"interface" must be an interface name: 1 to 15 bytes without space, slash, colon or percent sign: current value is "a/b"',
+    ],
+    [
+      "a pattern for a device name",
+      { ...NODE, device: { name: "icx%d" } },
+      '"device.name" must be an interface name',
+    ],
+    [
+      "a multicast device address",
+      { ...NODE, device: { addresses: ["224.0.0.1/24"] } },
+      '"device.addresses[0]" must be a unicast address, such as 10.9.0.1/24: current value is "224.0.0.1/24"',
+    ],
+    [
+      "a device address given twice",
+      { ...NODE, device: { addresses: ["10.9.0.1/24", "10.9.0.1/16"] } },
+      '"device.addresses[1]" must be given once: it is that of addresses[0], 10.9.0.1/24, too',
+    ],
+    [
+      "an MTU too small for IPv6",
+      { ...NODE, device: { addresses: ["fd00::1/64"], mtuBytes: 1279 } },
+      '"device.mtuBytes" must be at least 1280 with an IPv6 address (RFC 8200 section 5): current value is 1279',
+    ],
+    ["a bigint", { ...NODE, port: 5n }, '"port" must be an integer from 1 to 65535: current value is 5n'],
+    [
       "a filter that is a text",
       { ...NODE, peerFilter: "no" },
       '"peerFilter" must be true or false: current value is "no"',
@@ -105,7 +165,7 @@ Deno.test("parseNodeConfig() names the field, what it must be and what it is", (
   for (const [name, input, line] of rows) {
     throws(() => parseNodeConfig(input), (error) => {
       ok(error instanceof TypeError, name);
-      ok(error.message.split("\n- ").slice(1).some((found) => found.startsWith(line)), `${name}: ${error.message}`);
+      ok(faultsOf(error).some((found) => found.startsWith(line)), `${name}: ${error.message}`);
       return true;
     });
   }
@@ -113,6 +173,11 @@ Deno.test("parseNodeConfig() names the field, what it must be and what it is", (
 
 Deno.test("parseNodeConfig() reports every fault at once", () => {
   throws(() => parseNodeConfig({ ...NODE, port: 0, keepaliveMs: -1 }), /"port".*\n.*"keepaliveMs"/);
+});
+
+Deno.test("parseNodeConfig() takes what it gave", () => {
+  const config = parseNodeConfig({ ...NODE, interface: "eth0", device: { mtuBytes: 1280, addresses: ["fd00::1/64"] } });
+  deepStrictEqual(parseNodeConfig(config), config);
 });
 
 Deno.test("nodeConfigWarnings() points at open routes and an open filter", () => {

@@ -5,6 +5,7 @@
  */
 
 import { isIP, isIPv4 } from "node:net";
+import { requireText } from "../native/arguments.ts";
 
 /** An IP prefix, taken apart. */
 export interface Prefix {
@@ -35,6 +36,7 @@ export interface Prefix {
  * ```
  */
 export function parsePrefix(text: string): Prefix {
+  requireText(text, { operation: "parse the prefix", name: "text" });
   const slash = text.indexOf("/");
   const address = slash < 0 ? text : text.slice(0, slash);
   const family = address.includes("%") ? 0 : isIP(address);
@@ -74,6 +76,7 @@ export function parsePrefix(text: string): Prefix {
  * ```
  */
 export function addressBytes(address: string): Uint8Array {
+  requireText(address, { operation: "parse the address", name: "address" });
   const family = address.includes("%") ? 0 : isIP(address);
   if (family === 0) {
     throw new SyntaxError(`Cannot parse the address as it must be an IP address: current value is "${address}"`);

@@ -5,6 +5,7 @@
  */
 
 import { type Clock, systemClock } from "../datapath/clock.ts";
+import { requireFunction, requireObject } from "../native/arguments.ts";
 import {
   Lifecycle,
   type LifecycleAction,
@@ -125,9 +126,16 @@ export class Tunnel {
    * Makes a tunnel that does nothing yet.
    *
    * @param options What it is made of.
-   * @throws {RangeError} When a time is not above 0.
+   * @throws {TypeError} When an option is of another type. @throws {RangeError} When a time is not above 0, or longer than
+   * a timer takes.
    */
   constructor(options: TunnelOptions) {
+    const operation = "run a tunnel";
+    requireObject(options, { operation, name: "options" });
+    requireObject(options.peer, { operation, name: "peer" });
+    requireFunction(options.sampleTraffic, { operation, name: "sampleTraffic" });
+    if (options.resolve !== undefined) requireFunction(options.resolve, { operation, name: "resolve" });
+    if (options.onEvent !== undefined) requireFunction(options.onEvent, { operation, name: "onEvent" });
     this.#options = options;
     this.#clock = options.clock ?? systemClock;
     this.#lifecycle = new Lifecycle({ ...options, role: options.peer.role });

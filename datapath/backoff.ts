@@ -4,11 +4,14 @@
  * @module
  */
 
+import { requireFunction, requireNumber, requireObject, requirePositive } from "../native/arguments.ts";
+import { MAX_DELAY_MS } from "./clock.ts";
+
 /** What {@linkcode Backoff} is made of. */
 export interface BackoffOptions {
   /** The first delay, in milliseconds. Above 0. */
   readonly baseMs: number;
-  /** No delay is longer, in milliseconds. At least `baseMs`. */
+  /** No delay is longer, in milliseconds. At least `baseMs`, and no more than a timer takes. */
   readonly maxMs: number;
   /** How much longer each delay is than the one before. At least 1. @default 2 */
   readonly factor?: number | undefined;
@@ -47,24 +50,17 @@ export class Backoff {
    * Begins with the first delay.
    *
    * @param options Delays, growth and jitter.
-   * @throws {RangeError} When an option is out of its range.
+   * @throws {TypeError} When an option is of another type. @throws {RangeError} When one is out of its range.
    */
   constructor(options: BackoffOptions) {
+    const operation = "back off";
+    requireObject(options, { operation, name: "options" });
     const { baseMs, maxMs, factor = 2, jitter = 0.25, random = Math.random } = options;
-    if (!(baseMs > 0)) {
-      throw new RangeError(`Cannot back off as "baseMs" must be above 0: current value is ${baseMs}`);
-    }
-    if (!(maxMs >= baseMs && Number.isFinite(maxMs))) {
-      throw new RangeError(
-        `Cannot back off as "maxMs" must be finite and at least "baseMs", ${baseMs}: current value is ${maxMs}`,
-      );
-    }
-    if (!(factor >= 1)) {
-      throw new RangeError(`Cannot back off as "factor" must be at least 1: current value is ${factor}`);
-    }
-    if (!(jitter >= 0 && jitter <= 1)) {
-      throw new RangeError(`Cannot back off as "jitter" must be 0 to 1: current value is ${jitter}`);
-    }
+    requirePositive(baseMs, { operation, name: "baseMs", max: MAX_DELAY_MS });
+    requireNumber(maxMs, { operation, name: "maxMs", min: baseMs, max: MAX_DELAY_MS });
+    requireNumber(factor, { operation, name: "factor", min: 1, max: Number.MAX_VALUE });
+    requireNumber(jitter, { operation, name: "jitter", min: 0, max: 1 });
+    requireFunction(random, { operation, name: "random" });
     this.#baseMs = baseMs;
     this.#maxMs = maxMs;
     this.#factor = factor;

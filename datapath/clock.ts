@@ -4,6 +4,8 @@
  * @module
  */
 
+import { requireNumber } from "../native/arguments.ts";
+
 /** The longest delay that a timer takes, about 24.8 days, in milliseconds. */
 export const MAX_DELAY_MS: number = 2 ** 31 - 1;
 
@@ -21,9 +23,7 @@ export interface Clock {
 }
 
 function checkDelay(delayMs: number): void {
-  if (!(delayMs >= 0 && delayMs <= MAX_DELAY_MS)) {
-    throw new RangeError(`Cannot wait as the delay must be 0 to ${MAX_DELAY_MS} ms: current value is ${delayMs}`);
-  }
+  requireNumber(delayMs, { operation: "wait", name: "delayMs", min: 0, max: MAX_DELAY_MS });
 }
 
 /** The clock of the process: `performance.now()` and `setTimeout`. */

@@ -4,10 +4,12 @@
  * @module
  */
 
+import { type Argument, requireInteger, requireType, VNI_RANGE } from "../native/arguments.ts";
 import { NativeEngine } from "../native/engine.ts";
-import type { Library } from "../native/library.ts";
-import { guarded } from "./errors.ts";
-import type { Direction, PacketBatch } from "./packet_batch.ts";
+import { NativeError } from "../native/errors.ts";
+import { type Library, libraryOf } from "../native/library.ts";
+import { DatapathError, guarded } from "./errors.ts";
+import { type Direction, PacketBatch } from "./packet_batch.ts";
 
 const COUNTER_NAMES: readonly CounterName[] = [
   "rx_packets",
@@ -264,11 +266,13 @@ export interface DangerInstallEpochOptions extends DangerKeys {
  */
 export class Engine implements EngineXfrm, Disposable {
   readonly #native: NativeEngine;
+  readonly #manualClock: boolean;
   readonly #networks = new Set<number>();
   readonly #counterValues = new BigUint64Array(COUNTER_NAMES.length);
 
-  private constructor(native: NativeEngine) {
+  private constructor(native: NativeEngine, manualClock: boolean) {
     this.#native = native;
+    this.#manualClock = manualClock;
   }
 
   /**
@@ -276,16 +280,23 @@ export class Engine implements EngineXfrm, Disposable {
    *
    * @param options What it is made of.
    * @throws {DatapathError} When an option is not acceptable, or the library is closed.
+   * @throws {TypeError} When an option is of another type. @throws {RangeError} When the inner MTU is out of its range.
    */
   static create(options: EngineOptions): Engine {
-    const { library, ethernet, rawUnderlay, innerMtuBytes, ...rest } = options;
-    return guarded("create the engine", () =>
-      new Engine(NativeEngine.create(library, {
-        ...rest,
-        ...(ethernet === undefined ? { mode: "l3" } : { mode: "l2", ...ethernet }),
-        underlay: rawUnderlay === undefined ? "udp" : { raw: rawUnderlay },
-        innerMtu: innerMtuBytes,
-      })));
+    const operation = "create the engine";
+    const library = libraryOf(options, operation);
+    const { library: _, ethernet, rawUnderlay, innerMtuBytes, ...rest } = options;
+    if (innerMtuBytes !== undefined) requireInnerMtu(innerMtuBytes, { operation, name: "innerMtuBytes" });
+    return guarded(operation, () =>
+      new Engine(
+        NativeEngine.create(library, {
+          ...rest,
+          ...(ethernet === undefined ? { mode: "l3" } : { mode: "l2", ...ethernet }),
+          underlay: rawUnderlay === undefined ? "udp" : { raw: rawUnderlay },
+          innerMtu: innerMtuBytes,
+        }),
+        options.dangerManualClock === true,
+      ));
   }
 
   /**
@@ -324,12 +335,14 @@ export class Engine implements EngineXfrm, Disposable {
    * @throws {DatapathError} When there is no such network.
    */
   removeNetwork(vni: number): void {
+    this.#requireNetwork(vni, "remove a network");
     guarded("remove a network", () => this.#native.removeNetwork(vni));
     this.#networks.delete(vni);
   }
 
-  /** Sets the largest inner packet, in bytes; 0 for no limit of its own. */
+  /** Sets the largest inner packet, in bytes, up to 65535; 0 for no limit of its own. @throws {RangeError} */
   setInnerMtu(bytes: number): void {
+    requireInnerMtu(bytes, { operation: "set the inner MTU", name: "bytes" });
     guarded("set the inner MTU", () => this.#native.setInnerMtu(bytes));
   }
 
@@ -340,6 +353,7 @@ export class Engine implements EngineXfrm, Disposable {
    * @throws {DatapathError} When there is no such network.
    */
   counters(vni?: number): Counters {
+    if (vni !== undefined) this.#requireNetwork(vni, "read the counters of a network");
     guarded("read counters", () => this.#native.readCounters(vni, this.#counterValues));
     return Object.fromEntries(COUNTER_NAMES.map((name, i) => [name, this.#counterValues[i] ?? 0n])) as Counters;
   }
@@ -350,6 +364,7 @@ export class Engine implements EngineXfrm, Disposable {
    * @throws {DatapathError} When there is no such network.
    */
   saStatus(vni: number): SaStatus {
+    this.#requireNetwork(vni, "read the keys of a network");
     return guarded("read the key status", () => this.#native.saStatus(vni));
   }
 
@@ -362,15 +377,32 @@ export class Engine implements EngineXfrm, Disposable {
   }
 
   toPhy(output: PacketBatch): number {
-    return guarded(
-      "make packets",
-      () =>
-        output.fill("tx", undefined, (_input, descriptors, _count, bytes) => this.#native.toPhy(descriptors, bytes)),
-    );
+    const operation = "make packets";
+    requireBatch(output, { operation, name: "output" });
+    return guarded(operation, () =>
+      output.fill(
+        "tx",
+        undefined,
+        (_input, descriptors, _count, bytes) => {
+          try {
+            return this.#native.toPhy(descriptors, bytes);
+          } catch (cause) {
+            if (!(cause instanceof NativeError && cause.code === "EBUFFER")) throw cause;
+            throw new RangeError(
+              `Cannot ${operation} as the output must have room for one packet at least: it has ${bytes.length} bytes; ` +
+                'make the batch with a larger "bufferBytes"',
+              { cause },
+            );
+          }
+        },
+      ));
   }
 
   countTxErrors(vni: number, packets: number): void {
-    guarded("count refused packets", () => this.#native.countTxErrors(vni, packets));
+    const operation = "count refused packets";
+    requireInteger(vni, { operation, name: "vni", ...VNI_RANGE });
+    requireInteger(packets, { operation, name: "packets", min: 0, max: 2 ** 32 - 1 });
+    guarded(operation, () => this.#native.countTxErrors(vni, packets));
   }
 
   /** For tests and known answers: installs keys that are handed in. */
@@ -392,9 +424,25 @@ export class Engine implements EngineXfrm, Disposable {
     return guarded("move the transmit counter", () => this.#native.skipTxCounter({ vni, last }));
   }
 
-  /** For tests and known answers: sets the clock of an engine with `dangerManualClock`, in nanoseconds. */
+  /**
+   * For tests and known answers: sets the clock of an engine with `dangerManualClock`, in nanoseconds.
+   *
+   * @throws {DatapathError} When the engine was made without it.
+   */
   dangerSetClock(nowNs: bigint): void {
-    guarded("set the clock", () => this.#native.setClock(nowNs));
+    const operation = "set the clock";
+    requireType(typeof nowNs === "bigint" && nowNs >= 0n && nowNs < 2n ** 64n, nowNs, {
+      operation,
+      name: "nowNs",
+      allowed: "a bigint from 0n to 2n ** 64n - 1n",
+    });
+    if (!this.#manualClock) {
+      throw new DatapathError(
+        'Cannot set the clock as the engine runs by the system\'s: create it with "dangerManualClock"',
+        { code: "wrong-state", operation },
+      );
+    }
+    guarded(operation, () => this.#native.setClock(nowNs));
   }
 
   /** Closes the engine and erases its keys. May be called again. */
@@ -407,9 +455,23 @@ export class Engine implements EngineXfrm, Disposable {
     this.close();
   }
 
+  #requireNetwork(vni: number, operation: string): void {
+    requireInteger(vni, { operation, name: "vni", ...VNI_RANGE });
+    // A closed engine says so instead.
+    if (this.#networks.has(vni) || this.#native.state !== "open") return;
+    const there = this.#networks.size === 0 ? "there is none" : `there is ${this.networks.join(", ")}`;
+    throw new DatapathError(`Cannot ${operation} as VNI ${vni} is none of the engine's: ${there}; add it first`, {
+      code: "not-found",
+      operation,
+    });
+  }
+
   #transform(direction: Direction, input: PacketBatch, output: PacketBatch, { from = 0 }: TransformOptions): number {
+    const operation = "transform packets";
+    requireBatch(input, { operation, name: "input" });
+    requireBatch(output, { operation, name: "output" });
     const native = this.#native;
-    return guarded("transform packets", () =>
+    return guarded(operation, () =>
       output.fill(
         direction,
         { batch: input, from },
@@ -419,4 +481,12 @@ export class Engine implements EngineXfrm, Disposable {
             : native.virtToPhy(bytes, descriptors, count, results),
       ));
   }
+}
+
+function requireBatch(value: unknown, argument: Argument): void {
+  requireType(value instanceof PacketBatch, value, { ...argument, allowed: "a PacketBatch" });
+}
+
+function requireInnerMtu(bytes: number, argument: Argument): void {
+  requireInteger(bytes, { ...argument, min: 0, max: 65535 });
 }

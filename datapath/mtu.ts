@@ -4,9 +4,14 @@
  * @module
  */
 
+import { requireInteger } from "../native/arguments.ts";
+import { NativeError } from "../native/errors.ts";
 import { innerMtu as nativeInnerMtu } from "../native/engine.ts";
-import type { Library } from "../native/library.ts";
-import { guarded } from "./errors.ts";
+import { type Library, libraryOf } from "../native/library.ts";
+import { DatapathError, guarded } from "./errors.ts";
+
+/** Headers and tag around the smallest inner packet. */
+const LEAST_PATH_MTU = 112;
 
 /**
  * The largest inner packet that fits a path with either IP version outside: path MTU less 96 bytes of headers and tag,
@@ -27,5 +32,19 @@ import { guarded } from "./errors.ts";
  * ```
  */
 export function innerMtu(library: Library, pathMtuBytes: number): number {
-  return guarded("compute the inner MTU", () => nativeInnerMtu(library, pathMtuBytes));
+  const operation = "compute the inner MTU";
+  libraryOf({ library }, operation);
+  requireInteger(pathMtuBytes, { operation, name: "pathMtuBytes", min: 0, max: 2 ** 32 - 1 });
+  return guarded(operation, () => {
+    try {
+      return nativeInnerMtu(library, pathMtuBytes);
+    } catch (cause) {
+      if (!(cause instanceof NativeError && cause.code === "EINVAL")) throw cause;
+      throw new DatapathError(
+        `Cannot ${operation} as a path must carry packets of ${LEAST_PATH_MTU} bytes at least: current value is ` +
+          `${pathMtuBytes}; raise the MTU of the interface on the way`,
+        { code: "invalid-argument", operation, cause },
+      );
+    }
+  });
 }

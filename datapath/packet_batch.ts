@@ -4,6 +4,8 @@
  * @module
  */
 
+import { requireInteger, requireObject, requireType } from "../native/arguments.ts";
+
 /** Bytes of one descriptor: `IcxPacket` of the C interface. */
 const DESCRIPTOR_BYTES = 48;
 
@@ -131,15 +133,11 @@ export class PacketBatch {
    * @throws {RangeError} When an option is out of its range.
    */
   constructor(options: PacketBatchOptions = {}) {
+    const operation = "make a batch";
+    requireObject(options, { operation, name: "options" });
     const { capacity = 64, bufferBytes = capacity * 2048 } = options;
-    if (!(Number.isInteger(capacity) && capacity >= 1 && capacity <= 65536)) {
-      throw new RangeError(`Cannot make a batch as "capacity" must be 1 to 65536: current value is ${capacity}`);
-    }
-    if (!(Number.isInteger(bufferBytes) && bufferBytes >= 1 && bufferBytes < 2 ** 31)) {
-      throw new RangeError(
-        `Cannot make a batch as "bufferBytes" must be 1 to ${2 ** 31 - 1}: current value is ${bufferBytes}`,
-      );
-    }
+    requireInteger(capacity, { operation, name: "capacity", min: 1, max: 65536 });
+    requireInteger(bufferBytes, { operation, name: "bufferBytes", min: 1, max: 2 ** 31 - 1 });
     this.capacity = capacity;
     this.#buffer = new Uint8Array(bufferBytes);
     this.#descriptors = new Uint8Array(capacity * DESCRIPTOR_BYTES);
@@ -163,8 +161,11 @@ export class PacketBatch {
    * @param packet Its bytes; it may be empty.
    * @param source Where it came from; needed for what a UDP underlay received.
    * @returns Whether there was room for it.
+   * @throws {TypeError} When it is no `Uint8Array`. @throws {RangeError} When an address has neither 4 nor 16 bytes, or the
+   * port is none.
    */
   append(packet: Uint8Array, source?: Endpoint): boolean {
+    requireBytes(packet, "packet");
     const room = this.reserve();
     if (room === undefined || room.length < packet.length) return false;
     room.set(packet);
@@ -187,10 +188,12 @@ export class PacketBatch {
    *
    * @param length How many bytes were written at the start of what {@linkcode PacketBatch.reserve} gave.
    * @param source Where it came from; needed for what a UDP underlay received.
-   * @throws {RangeError} When there is no room for it, or an address has neither 4 nor 16 bytes.
+   * @throws {RangeError} When there is no room for it, an address has neither 4 nor 16 bytes, or the port is none.
    */
   commit(length: number, source?: Endpoint): void {
-    if (this.#length === this.capacity || !(length >= 0 && length <= this.#buffer.length - this.#used)) {
+    requireInteger(length, { operation: "add a packet", name: "length", min: 0, max: this.#buffer.length });
+    if (source !== undefined) requireEndpoint(source);
+    if (this.#length === this.capacity || length > this.#buffer.length - this.#used) {
       throw new RangeError(
         `Cannot add a packet as there must be room for it: ${this.#length} of ${this.capacity} packets and ` +
           `${this.#used} of ${this.#buffer.length} bytes are taken, ${length} bytes are asked for`,
@@ -283,18 +286,17 @@ export class PacketBatch {
       output: Uint8Array<ArrayBuffer>,
     ) => number,
   ): number {
+    if (input !== undefined) {
+      const { batch, from } = input;
+      if (batch === this) throw new TypeError("Cannot transform a batch into itself: give another one for the output");
+      requireInteger(from, { operation: "transform packets", name: "from", min: 0, max: batch.#length });
+    }
     this.clear();
     this.#direction = direction;
     let count = this.capacity;
     let bytes = EMPTY;
     if (input !== undefined) {
       const { batch, from } = input;
-      if (batch === this) throw new TypeError("Cannot transform a batch into itself: give another one for the output");
-      if (!(Number.isInteger(from) && from >= 0 && from <= batch.#length)) {
-        throw new RangeError(
-          `Cannot begin at a packet that is not there: "from" must be 0 to ${batch.#length}, it is ${from}`,
-        );
-      }
       count = Math.min(count, batch.#length - from);
       const start = from * DESCRIPTOR_BYTES;
       this.#descriptors.set(batch.#descriptors.subarray(start, start + count * DESCRIPTOR_BYTES));
@@ -322,12 +324,27 @@ export class PacketBatch {
     if (address.length === 4) {
       this.#descriptors.set(MAPPED, at + ADDRESS);
       this.#descriptors.set(address, at + ADDRESS + 12);
-    } else if (address.length === 16) {
-      this.#descriptors.set(address, at + ADDRESS);
     } else {
-      throw new RangeError(`Cannot use the address as it must have 4 or 16 bytes: it has ${address.length}`);
+      this.#descriptors.set(address, at + ADDRESS);
     }
     this.#view.setUint16(at + PORT, port, LITTLE_ENDIAN);
+  }
+}
+
+function requireBytes(value: unknown, name: string): void {
+  requireType(value instanceof Uint8Array, value, { operation: "add a packet", name, allowed: "a Uint8Array" });
+}
+
+function requireEndpoint(source: Endpoint): void {
+  const operation = "add a packet";
+  requireObject(source, { operation, name: "source" });
+  const { address, port } = source;
+  requireBytes(address, "source.address");
+  requireInteger(port, { operation, name: "source.port", min: 0, max: 65535 });
+  if (address.length !== 4 && address.length !== 16) {
+    throw new RangeError(
+      `Cannot ${operation} as "source.address" must have 4 or 16 bytes: it has ${address.length}; see addressBytes`,
+    );
   }
 }
 

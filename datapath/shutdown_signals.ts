@@ -4,7 +4,8 @@
  * @module
  */
 
-import { type Clock, systemClock } from "./clock.ts";
+import { requireFunction, requireNumber, requireObject } from "../native/arguments.ts";
+import { type Clock, MAX_DELAY_MS, systemClock } from "./clock.ts";
 
 /** Where signals come from. The native layer has one for SIGINT and SIGTERM; a test brings its own. */
 export interface SignalSource {
@@ -42,9 +43,15 @@ export class ShutdownSignals implements Disposable {
    * Listens from now on.
    *
    * @param options Source, what to do when the user insists, and time.
+   * @throws {TypeError} When an option is of another type. @throws {RangeError} When the time is below 0.
    */
   constructor(options: ShutdownSignalsOptions) {
+    const operation = "listen for signals";
+    requireObject(options, { operation, name: "options" });
+    requireObject(options.source, { operation, name: "source" });
+    requireFunction(options.onForce, { operation, name: "onForce" });
     const { source, onForce, graceMs = 1000, clock = systemClock } = options;
+    requireNumber(graceMs, { operation, name: "graceMs", min: 0, max: MAX_DELAY_MS });
     this.#unsubscribe = source.subscribe((name) => {
       if (this.#firstAt === undefined) {
         this.#firstAt = clock.now();

@@ -4,8 +4,9 @@
  * @module
  */
 
+import { requireFunction, requireNumber, requireObject, requireType } from "../native/arguments.ts";
 import { Backoff, type BackoffOptions } from "./backoff.ts";
-import { type Clock, delay, systemClock } from "./clock.ts";
+import { type Clock, delay, MAX_DELAY_MS, systemClock } from "./clock.ts";
 
 /** How a failed task is started again. */
 export interface RestartPolicy extends BackoffOptions {
@@ -112,6 +113,8 @@ export function suppressedFailures(failure: unknown): readonly unknown[] {
  * @param tasks What to run.
  * @param options Signal, limits and clock.
  * @returns A promise for the end of all tasks.
+ * @throws {TypeError} When a task or an option is of another type. @throws {RangeError} When a number is out of its range.
+ * No task has started then.
  *
  * @example One task fails, the other one is stopped
  * ```ts
@@ -129,11 +132,8 @@ export function suppressedFailures(failure: unknown): readonly unknown[] {
  */
 export async function supervise(tasks: readonly Task[], options: SuperviseOptions = {}): Promise<void> {
   const { signal, shutdownTimeoutMs = 5000, onRestart, clock = systemClock } = options;
-  if (!(shutdownTimeoutMs >= 0)) {
-    throw new RangeError(
-      `Cannot supervise as "shutdownTimeoutMs" must be at least 0: current value is ${shutdownTimeoutMs}`,
-    );
-  }
+  requireNumber(shutdownTimeoutMs, { operation: "supervise", name: "shutdownTimeoutMs", min: 0, max: MAX_DELAY_MS });
+  requireTasks(tasks);
   if (signal?.aborted) return;
 
   const controller = new AbortController();
@@ -185,6 +185,21 @@ export async function supervise(tasks: readonly Task[], options: SuperviseOption
   const [first, ...rest] = failures;
   if (typeof first === "object" && first !== null) suppressed.set(first, rest);
   throw first;
+}
+
+/** Makes sure that all of them can run before the first one does. */
+function requireTasks(tasks: readonly Task[]): void {
+  const operation = "supervise";
+  requireType(Array.isArray(tasks), tasks, { operation, name: "tasks", allowed: "a list" });
+  for (const [index, task] of tasks.entries()) {
+    const name = `tasks[${index}]`;
+    requireObject(task, { operation, name });
+    requireFunction(task.run, { operation, name: `${name}.run` });
+    if (task.restart === undefined) continue;
+    const { maxRestarts = 1 } = task.restart;
+    requireNumber(maxRestarts, { operation, name: `${name}.restart.maxRestarts`, min: 1, max: Infinity });
+    new Backoff(task.restart);
+  }
 }
 
 interface LiveOptions {

@@ -4,10 +4,11 @@
  * @module
  */
 
+import { requireObject, requireType } from "../native/arguments.ts";
 import type { Clock } from "./clock.ts";
 import type { Datapath, DatapathRunOptions, DatapathStats } from "./datapath.ts";
 import type { Device, NativeDevice, ScriptDevice } from "./device.ts";
-import type { Engine } from "./engine.ts";
+import { Engine } from "./engine.ts";
 import { DatapathError, toDatapathError } from "./errors.ts";
 import { type Pump, ThreadPump } from "./pump.ts";
 import { ScriptPump } from "./script_pump.ts";
@@ -129,6 +130,7 @@ export class TunDatapath<D extends Device = NativeDevice, U extends Underlay = N
    * @param options The parts.
    * @throws {DatapathError} When one of them cannot be had; `unsupported` for a native end with one that is not. Those that
    * were made or handed in are closed then.
+   * @throws {TypeError} When one of them is something else. Nothing is made or closed then.
    */
   static open(options: TunDatapathOptions): Promise<TunDatapath>;
   /** The same, between ends written in TypeScript. */
@@ -138,12 +140,17 @@ export class TunDatapath<D extends Device = NativeDevice, U extends Underlay = N
   static async open(
     options: TunDatapathOptions | ScriptTunDatapathOptions<ScriptDevice, ScriptUnderlay>,
   ): Promise<TunDatapath<Device, Underlay>> {
+    const operation = "open the tun datapath";
+    requireObject(options, { operation, name: "options" });
+    const { device: deviceOption, underlay: underlayOption, engine } = options;
+    requireObject(deviceOption, { operation, name: "device" });
+    requireObject(underlayOption, { operation, name: "underlay" });
+    requireType(engine instanceof Engine, engine, { operation, name: "engine", allowed: "an Engine" });
     await using parts = new AsyncDisposableStack();
-    const { engine } = options;
-    if ("kind" in options.underlay) parts.adopt(options.underlay, (underlay) => underlay.close());
-    if ("kind" in options.device) parts.adopt(options.device, (device) => device.close());
-    const device = "kind" in options.device ? options.device : parts.use(TunDevice.open(options.device));
-    const underlay = "kind" in options.underlay ? options.underlay : parts.use(UdpUnderlay.open(options.underlay));
+    if ("kind" in underlayOption) parts.adopt(underlayOption, (underlay) => underlay.close());
+    if ("kind" in deviceOption) parts.adopt(deviceOption, (device) => device.close());
+    const device = "kind" in deviceOption ? deviceOption : parts.use(TunDevice.open(deviceOption));
+    const underlay = "kind" in underlayOption ? underlayOption : parts.use(UdpUnderlay.open(underlayOption));
     const pump = pumpFor({ device, underlay, engine, clock: "clock" in options ? options.clock : undefined });
     parts.move();
     return new TunDatapath(device, underlay, engine, pump);

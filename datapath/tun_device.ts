@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Library } from "../native/library.ts";
+import { type Library, libraryOf } from "../native/library.ts";
 import { NativeTun } from "../native/tun.ts";
 import { guarded } from "./errors.ts";
 
@@ -51,9 +51,11 @@ export class TunDevice implements AsyncDisposable {
    * @param options What it is made of.
    * @throws {DatapathError} When the name is taken, the right is missing, or an option is not acceptable; nothing is left
    * behind then.
+   * @throws {TypeError} When the library is none.
    */
   static open(options: TunDeviceOptions): TunDevice {
-    const { library, name = "icx0", mtuBytes = 1392, addresses = [] } = options;
+    const library = libraryOf(options, "open a TUN device");
+    const { name = "icx0", mtuBytes = 1392, addresses = [] } = options;
     return guarded(
       `open the TUN device "${name}"`,
       () => new TunDevice(NativeTun.open(library, { name, mtu: mtuBytes, addresses })),

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Library } from "../native/library.ts";
+import { type Library, libraryOf } from "../native/library.ts";
 import { NativeUdp } from "../native/udp.ts";
 import { guarded } from "./errors.ts";
 
@@ -48,11 +48,13 @@ export class UdpUnderlay implements AsyncDisposable {
    *
    * @param options What it is made of.
    * @throws {DatapathError} When the address is not ours, the port is taken, or an option is not acceptable.
+   * @throws {TypeError} When the library is none.
    */
   static open(options: UdpUnderlayOptions): UdpUnderlay {
-    const { library, localAddress, port = 6081, sourcePortHashing = false } = options;
+    const library = libraryOf(options, "open UDP sockets");
+    const { localAddress, port = 6081, sourcePortHashing = false } = options;
     const family = options.family ??
-      (localAddress === undefined ? "dual" : localAddress.includes(":") ? "ipv6" : "ipv4");
+      (localAddress === undefined ? "dual" : String(localAddress).includes(":") ? "ipv6" : "ipv4");
     return guarded(
       `bind UDP port ${port}`,
       () => new UdpUnderlay(NativeUdp.open(library, { localAddress, port, family, sourcePortHashing })),

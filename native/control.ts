@@ -36,7 +36,7 @@ export interface PeerRejectedEvent {
   readonly remote: string;
   /** Why it was turned away. */
   readonly reason: string;
-  /** How many were since the last of these; they come at most once a second. */
+  /** How many were since the last of these: the first is told at once, later ones ever less often. */
   readonly count: number;
 }
 

@@ -240,34 +240,12 @@ export class NativeEngine extends SyncHandle {
    * @returns How many packets were processed: from the first on, as many as the output is sure to hold, and at least one.
    */
   virtToPhy(input: Buffer, packets: Buffer, count: number, output: Buffer): number {
-    const { symbols, id } = this.use("icx_engine_virt_to_phy");
-    requireDescriptors(packets, count);
-    const result = symbols.icx_engine_virt_to_phy(
-      id,
-      input,
-      input.byteLength,
-      packets,
-      count,
-      output,
-      output.byteLength,
-    );
-    return check(symbols, "icx_engine_virt_to_phy", result);
+    return this.#transform("icx_engine_virt_to_phy", { input, packets, count, output });
   }
 
   /** Opens frames or datagrams. As {@linkcode NativeEngine.virtToPhy}. */
   phyToVirt(input: Buffer, packets: Buffer, count: number, output: Buffer): number {
-    const { symbols, id } = this.use("icx_engine_phy_to_virt");
-    requireDescriptors(packets, count);
-    const result = symbols.icx_engine_phy_to_virt(
-      id,
-      input,
-      input.byteLength,
-      packets,
-      count,
-      output,
-      output.byteLength,
-    );
-    return check(symbols, "icx_engine_phy_to_virt", result);
+    return this.#transform("icx_engine_phy_to_virt", { input, packets, count, output });
   }
 
   /**
@@ -284,10 +262,26 @@ export class NativeEngine extends SyncHandle {
     return check(symbols, "icx_engine_to_phy", result);
   }
 
+  #transform(operation: "icx_engine_virt_to_phy" | "icx_engine_phy_to_virt", batch: Transformed): number {
+    const { symbols, id } = this.use(operation);
+    const { input, packets, count, output } = batch;
+    requireDescriptors(packets, count);
+    const result = symbols[operation](id, input, input.byteLength, packets, count, output, output.byteLength);
+    return check(symbols, operation, result);
+  }
+
   #callJson(operation: EngineJsonFunction, options: unknown): number {
     const { symbols, id } = this.use(operation);
     return callJson(symbols, operation, options, (...text) => symbols[operation](id, ...text));
   }
+}
+
+/** The buffers of one transform. */
+interface Transformed {
+  readonly input: Buffer;
+  readonly packets: Buffer;
+  readonly count: number;
+  readonly output: Buffer;
 }
 
 type EngineJsonFunction =

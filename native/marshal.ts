@@ -4,6 +4,7 @@
  * @module
  */
 
+import { requireObject, requireType } from "./arguments.ts";
 import { errorCode, NativeError } from "./errors.ts";
 import type { Symbols } from "./symbols.ts";
 
@@ -23,9 +24,21 @@ const BUFFER_TOO_SMALL = -3;
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
-/** The text of a value, for a `json` argument. */
+/**
+ * The text of a value, for a `json` argument.
+ *
+ * @throws {TypeError} When it is no object, or something in it has no JSON text that says the same.
+ */
 export function encodeJson(value: unknown): Buffer {
-  return encoder.encode(JSON.stringify(value));
+  requireObject(value, { operation: "call the icx library", name: "options" });
+  return encoder.encode(JSON.stringify(value, plain));
+}
+
+/** JSON would turn these numbers into `null`, and knows no such integers. */
+function plain(name: string, value: unknown): unknown {
+  const holds = typeof value !== "bigint" && (typeof value !== "number" || Number.isFinite(value));
+  requireType(holds, value, { operation: "call the icx library", name, allowed: "a finite number" });
+  return value;
 }
 
 /** Reads what the library wrote into `out`. The type is the caller's knowledge of the C interface. */
