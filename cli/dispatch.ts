@@ -1,7 +1,9 @@
 /** From the arguments to the command: parses, loads the command's module, turns its errors into an exit code. */
 
+import { stripVTControlCharacters } from "node:util";
+import { formatMessage } from "@optique/core/message";
 import { EXIT, type ExitCode, exitCodeOf } from "./exit.ts";
-import { type Arguments, findMisspelling, parseArguments } from "./options.ts";
+import { type Arguments, commandOf, findMisspelling, parseArguments } from "./options.ts";
 import { parserOptions } from "./parser_options.ts";
 import { columns, err, flushErr, out, painter, takesColour } from "./terminal.ts";
 
@@ -19,23 +21,42 @@ function parse(args: readonly string[]): Arguments {
     throw new ParsingEnded(code);
   };
   const options = parserOptions({ colors: takesColour("stdout"), maxWidth: columns("stdout") ?? 100 });
+  const bare = args.length === 0;
   return parseArguments(args, {
     ...options,
     help: { option: { names: ["-h", "--help"] }, onShow: end },
     version: { value: "", ...options.version, option: { names: ["--version"] }, onShow: end },
     completion: { command: true, onShow: end },
-    aboveError: args.length === 0 ? "help" : "none",
-    onError: (code) => {
-      const misspelling = findMisspelling(args);
-      if (misspelling !== undefined && misspelling.similar.length > 0) {
-        err(`Did you mean ${misspelling.similar.join(" or ")} instead of ${misspelling.given}?\n`);
-      }
-      err("Run icx --help, or icx with a command and --help, to see what there is.\n");
+    aboveError: bare ? "help" : "none",
+    onError: (code, error) => {
+      const text = bare ? "there is no command." : oneLine(formatMessage(error, { colors: takesColour("stderr") }));
+      complain(text, advice(args));
       return end(code);
     },
     stdout: (text) => out(`${text}\n`),
-    stderr: (text) => err(`${text}\n`),
+    // Errors are told in one line by `onError`; what is left is the page that an empty command line asks for.
+    stderr: (text) => {
+      if (bare && !stripVTControlCharacters(text).startsWith("Error:")) err(`${text}\n`);
+    },
   });
+}
+
+function oneLine(text: string): string {
+  return text.replace(/\s*\n\s*/g, " ").trim();
+}
+
+/** What to do about arguments that cannot be used. */
+function advice(args: readonly string[]): string {
+  const misspelling = findMisspelling(args);
+  const meant = misspelling === undefined || misspelling.similar.length === 0
+    ? ""
+    : `Did you mean ${misspelling.similar.join(" or ")} instead of ${misspelling.given}? `;
+  return `${meant}See ${["icx", commandOf(args) ?? [], "--help"].flat().join(" ")}.`;
+}
+
+/** Says what is wrong, in one line, and what to do. */
+function complain(text: string, next = ""): void {
+  err(`${painter("stderr")(["red", "bold"], "icx:")} ${text}${next === "" ? "" : ` ${next}`}\n`);
 }
 
 async function execute(args: Arguments): Promise<ExitCode> {
@@ -52,14 +73,18 @@ async function execute(args: Arguments): Promise<ExitCode> {
 }
 
 /** Runs the command line and returns what to exit with. */
-export async function dispatch(args: readonly string[]): Promise<ExitCode> {
+export async function dispatch(given: readonly string[]): Promise<ExitCode> {
+  let args: Arguments | undefined;
   try {
-    return await execute(parse(args));
+    args = parse(given);
+    return await execute(args);
   } catch (error) {
     if (error instanceof ParsingEnded) return error.code;
     const text = error instanceof Error ? error.message : String(error);
-    err(`${painter("stderr")(["red", "bold"], "icx:")} ${text}\n`);
-    return exitCodeOf(error);
+    const code = exitCodeOf(error);
+    if (args?.command === "up") (await import("./up.ts")).reportFailure(args, { error, text, exitCode: code });
+    else complain(text);
+    return code;
   } finally {
     await flushErr();
   }

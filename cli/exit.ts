@@ -6,7 +6,7 @@ export const EXIT = {
   ok: 0,
   /** Something failed at run time. */
   failure: 1,
-  /** The command line or the configuration is not acceptable. */
+  /** The command line, or a configuration or key that it names, is not acceptable. */
   usage: 2,
   /** A right is missing. */
   permission: 4,
@@ -20,6 +20,9 @@ export class UsageError extends Error {
   override readonly name = "UsageError";
 }
 
+/** What the library says of values and keys that it cannot take, whatever the machine. */
+const UNACCEPTABLE: ReadonlySet<string> = new Set(["EINVAL", "EKEY", "invalid-argument", "key-refused"]);
+
 /** Finds the code in an error or in what caused it. */
 export function exitCodeOf(error: unknown): ExitCode {
   for (let at: unknown = error, depth = 0; at instanceof Error && depth < 8; at = at.cause, depth++) {
@@ -30,6 +33,7 @@ export function exitCodeOf(error: unknown): ExitCode {
     ) {
       return EXIT.permission;
     }
+    if (typeof code === "string" && UNACCEPTABLE.has(code)) return EXIT.usage;
   }
   return EXIT.failure;
 }

@@ -5,22 +5,31 @@
  */
 
 import process from "node:process";
-import type { ExitCode } from "./exit.ts";
+import { EXIT, type ExitCode } from "./exit.ts";
 import { HELP } from "./help.ts";
+import { err, out } from "./terminal.ts";
 import { VERSION } from "./version.ts";
 
 async function main(args: readonly string[]): Promise<ExitCode> {
   // These two answer at once: the parser and all that comes after it stay unloaded.
   if (args.length === 1 && (args[0] === "--help" || args[0] === "-h")) {
-    process.stdout.write(HELP);
-    return 0;
+    return print(HELP);
   }
   if (args.length === 1 && args[0] === "--version") {
-    process.stdout.write(`${VERSION}\n`);
-    return 0;
+    return print(`${VERSION}\n`);
   }
   const { dispatch } = await import("./dispatch.ts");
   return await dispatch(args);
+}
+
+function print(page: string): ExitCode {
+  try {
+    out(page);
+    return EXIT.ok;
+  } catch (error) {
+    err(`icx: ${error instanceof Error ? error.message : String(error)}\n`);
+    return EXIT.failure;
+  }
 }
 
 process.exit(await main(process.argv.slice(2)));

@@ -1,12 +1,12 @@
 /** The command line: which commands and options there are, and the typed values they make. */
 
-import { object, or } from "@optique/core/constructs";
+import { group, merge, object, or } from "@optique/core/constructs";
 import { type RunOptions, runParser } from "@optique/core/facade";
-import { message, text } from "@optique/core/message";
+import { commandLine, lineBreak, message, text } from "@optique/core/message";
 import { multiple, optional, withDefault } from "@optique/core/modifiers";
 import { argument, command, constant, negatableFlag, option } from "@optique/core/primitives";
 import { findSimilar } from "@optique/core/suggestion";
-import { extractOptionNames } from "@optique/core/usage";
+import { extractOptionNames, type Usage } from "@optique/core/usage";
 import { choice } from "@optique/core/valueparser";
 import {
   address,
@@ -28,107 +28,157 @@ const LOG_FORMATS = ["text", "json"] as const;
 const DATAPATHS = ["auto", "tun"] as const;
 
 const identityKey = option("--identity-key", nonEmpty("FILE", "the file that holds the private identity key"), {
-  description: message`File with the private identity key; - reads it from standard input.`,
+  description: message`File with this node's private key; - reads it from standard input.`,
 });
+
+const namedFile = option("--identity-key", nonEmpty("FILE", "the file that holds the private identity key"), {
+  description: message`The file as an option, in place of the argument.`,
+});
+
+const UP_EXAMPLE = "icx up --identity-key icx.key --peer-key peer.pub --address 10.9.0.1/24 192.0.2.2:6081";
+
+/** What `icx up` cannot do without. */
+function isRequired(term: Usage[number]): boolean {
+  return term.type === "option" || term.type === "argument";
+}
 
 const up = command(
   "up",
-  object({
-    command: constant("up"),
-    peer: argument(endpoint(), { description: message`Where the peer receives data.` }),
-    identityKey,
-    peerKey: option("--peer-key", nonEmpty("KEY|FILE", "the peer's public key in base64, or a file that holds it"), {
-      description: message`The peer's public key in base64, or a file that holds it.`,
+  merge(
+    object({
+      command: constant("up"),
+      peer: argument(endpoint(), {
+        description: message`Where the peer receives data: name, IPv4, or [IPv6], with the port.`,
+      }),
     }),
-    addresses: multiple(option("--address", interfaceAddress(), {
-      description: message`Address of the tunnel device with its prefix length; may be given several times.`,
-    })),
-    allowedRoutes: multiple(option("--allowed-route", route(), {
-      description:
-        message`Inner packets that may pass, as seen from this node; one prefix stands for both; may be given several times. Default: everything, with a warning.`,
-    })),
-    interface: optional(option("-i", "--interface", interfaceName(), {
-      description: message`Underlay interface. The kernel's route decides; this checks that it leads where expected.`,
-    })),
-    localAddress: optional(option("--local-address", address(), {
-      description: message`Underlay address to send from and listen on. Default: any.`,
-    })),
-    port: withDefault(
-      option("-p", "--port", port(), { description: message`UDP port for data on this host.` }),
-      6081,
-      { message: message`${text("6081")}` },
-    ),
-    controlPort: withDefault(
-      option("--control-port", port(), { description: message`UDP port for key exchange on this host.` }),
-      6082,
-      { message: message`${text("6082")}` },
-    ),
-    peerControlPort: optional(option("--peer-control-port", port(), {
-      description: message`UDP port for key exchange on the peer. Default: as --control-port.`,
-    })),
-    vni: withDefault(
-      option("-v", "--vni", whole("VNI", 0, 0xff_ffff), {
-        description: message`Virtual network identifier; the same on both sides.`,
-      }),
-      1,
-      { message: message`${text("1")}` },
-    ),
-    rekeyIntervalMs: withDefault(
-      option("--rekey-interval", duration(1000, 12 * 3_600_000), {
-        description: message`Time between key exchanges, such as 2m or 90s. The initiator's counts.`,
-      }),
-      120_000,
-      { message: message`${text("2m")}` },
-    ),
-    tunDevice: withDefault(
-      option("-t", "--tun-device", interfaceName(), { description: message`Name of the tunnel device.` }),
-      "icx0",
-      { message: message`${text("icx0")}` },
-    ),
-    tunMtu: optional(option("-m", "--tun-mtu", whole("BYTES", 68, 65535), {
-      description: message`MTU of the tunnel device. Default: from the path, 1392 at 1500.`,
-    })),
-    datapath: withDefault(
-      option("--datapath", choice(DATAPATHS, { metavar: "KIND" }), {
-        description: message`What moves the packets: tun (a TUN device and UDP sockets), or auto.`,
-      }),
-      "auto",
-      { message: message`${text("auto")}` },
-    ),
-    sourcePortHash: optional(
-      negatableFlag({ positive: "--source-port-hash", negative: "--no-source-port-hash" }, {
-        description: message`Vary the outer source port with the inner flow. Default: off over UDP sockets.`,
+    group(
+      "Keys",
+      object({
+        identityKey,
+        peerKey: option(
+          "--peer-key",
+          nonEmpty("KEY|FILE", "the peer's public key in base64, or a file that holds it"),
+          {
+            description: message`The peer's public key as icx pubkey prints it there, or a file that holds it.`,
+          },
+        ),
+        rekeyIntervalMs: withDefault(
+          option("--rekey-interval", duration(1000, 12 * 3_600_000), {
+            description: message`Time between key exchanges, such as 2m or 90s; that of the calling side counts.`,
+          }),
+          120_000,
+          { message: message`${text("2m")}` },
+        ),
       }),
     ),
-    noPeerIpFilter: option("--no-peer-ip-filter", {
-      description: message`Accept data from any outer address; authentication stays.`,
-    }),
-    rxRateLimit: withDefault(
-      option("--rx-rate-limit", whole("PPS", 0, 0xffff_ffff), {
-        description: message`Packets per second to open at most; 0 is no limit.`,
+    group(
+      "Tunnel",
+      object({
+        addresses: multiple(option("--address", interfaceAddress(), {
+          description: message`Address of the tunnel device with its prefix length; repeat it for more.`,
+        })),
+        allowedRoutes: multiple(option("--allowed-route", route(), {
+          description:
+            message`Inner packets that may pass: own prefix = peer's prefix, or one prefix for both; repeat it for more. Default: everything, with a warning.`,
+        })),
+        tunDevice: withDefault(
+          option("-t", "--tun-device", interfaceName(), { description: message`Name of the tunnel device.` }),
+          "icx0",
+          { message: message`${text("icx0")}` },
+        ),
+        tunMtu: optional(option("-m", "--tun-mtu", whole("BYTES", 68, 65535), {
+          description: message`MTU of the tunnel device. Default: from the path, 1392 at 1500.`,
+        })),
+        vni: withDefault(
+          option("-v", "--vni", whole("VNI", 0, 0xff_ffff), {
+            description: message`Number of the virtual network; the same on both sides.`,
+          }),
+          1,
+          { message: message`${text("1")}` },
+        ),
+        datapath: withDefault(
+          option("--datapath", choice(DATAPATHS, { metavar: "KIND" }), {
+            description: message`What moves the packets: tun (a TUN device and UDP sockets), or auto.`,
+          }),
+          "auto",
+          { message: message`${text("auto")}` },
+        ),
       }),
-      0,
-      { message: message`${text("none")}` },
     ),
-    outerUdpChecksum: option("--outer-udp-checksum", {
-      description: message`Compute the outer UDP checksum over IPv4 (raw underlays; UDP sockets always do).`,
-    }),
-    statsIntervalMs: optional(option("--stats-interval", duration(100, 24 * 3_600_000), {
-      description: message`Log the counters this often. Default: only at the end.`,
-    })),
-    logLevel: withDefault(
-      option("--log-level", choice(LOG_LEVELS, { metavar: "LEVEL" }), { description: message`How much to say.` }),
-      "info",
-      { message: message`${text("info")}` },
+    group(
+      "Underlay",
+      object({
+        localAddress: optional(option("--local-address", address(), {
+          description: message`Address of this host to send from and listen on. Default: any.`,
+        })),
+        interface: optional(option("-i", "--interface", interfaceName(), {
+          description: message`Do not start unless the kernel's route to the peer leads through this interface.`,
+        })),
+        port: withDefault(
+          option("-p", "--port", port(), { description: message`UDP port for data on this host.` }),
+          6081,
+          { message: message`${text("6081")}` },
+        ),
+        controlPort: withDefault(
+          option("--control-port", port(), { description: message`UDP port for key exchange on this host.` }),
+          6082,
+          { message: message`${text("6082")}` },
+        ),
+        peerControlPort: optional(option("--peer-control-port", port(), {
+          description: message`UDP port for key exchange on the peer. Default: as --control-port.`,
+        })),
+        sourcePortHash: optional(
+          negatableFlag({ positive: "--source-port-hash", negative: "--no-source-port-hash" }, {
+            description:
+              message`Let the UDP source port follow the inner flow, so that routers spread the load. Default: off.`,
+          }),
+        ),
+        outerUdpChecksum: option("--outer-udp-checksum", {
+          description: message`For raw underlays; UDP sockets always compute it.`,
+        }),
+      }),
     ),
-    logFormat: optional(option("--log-format", choice(LOG_FORMATS, { metavar: "FORMAT" }), {
-      description: message`Text or JSON lines. Default: text on a terminal, else JSON lines.`,
-    })),
-  }),
+    group(
+      "Protection",
+      object({
+        noPeerIpFilter: option("--no-peer-ip-filter", {
+          description:
+            message`Open data from any address, not only the peer's; it must still be sealed with the right key.`,
+        }),
+        rxRateLimit: withDefault(
+          option("--rx-rate-limit", whole("PPS", 0, 0xffff_ffff), {
+            description: message`Packets per second to open at most; 0 for no limit.`,
+          }),
+          0,
+          { message: message`${text("none")}` },
+        ),
+      }),
+    ),
+    group(
+      "Output",
+      object({
+        logLevel: withDefault(
+          option("--log-level", choice(LOG_LEVELS, { metavar: "LEVEL" }), {
+            description: message`How much to say: error, warning, info, debug or trace.`,
+          }),
+          "info",
+          { message: message`${text("info")}` },
+        ),
+        logFormat: optional(option("--log-format", choice(LOG_FORMATS, { metavar: "FORMAT" }), {
+          description: message`text or json (one object a line). Default: text on a terminal, else json.`,
+        })),
+        statsIntervalMs: optional(option("--stats-interval", duration(100, 24 * 3_600_000), {
+          description: message`Log the counters this often, such as 10s. Default: only at the end.`,
+        })),
+      }),
+    ),
+  ),
   {
     brief: message`Run a tunnel to a peer in the foreground.`,
     description:
-      message`Runs a tunnel to one peer in the foreground until SIGINT or SIGTERM. A bare "icx ... PEER-HOST:PORT" means the same.`,
+      message`Runs a tunnel to one peer until SIGINT or SIGTERM. "icx PEER-HOST:PORT …", without the command, is the same. Needs the right to administer the network (root, or CAP_NET_ADMIN).`,
+    usageLine: (full) => full.filter(isRequired).toSpliced(-1, 0, { type: "literal", value: "[OPTION...]" }),
+    footer: message`Example:${lineBreak()}  ${commandLine(UP_EXAMPLE)}`,
   },
 );
 
@@ -139,13 +189,16 @@ const genkey = command(
     file: optional(argument(nonEmpty("FILE|-", "a file name, or - for standard output"), {
       description: message`Where to write the private key; - is standard output.`,
     })),
-    identityKey: optional(identityKey),
+    identityKey: optional(namedFile),
     force: option("--force", { description: message`Replace an existing file.` }),
   }),
   {
     brief: message`Make a private identity key.`,
     description:
-      message`Makes a private identity key, writes it to a file with mode 0600 (never over an existing one), and prints the public key to standard error.`,
+      message`Makes a private identity key, writes it to a file with mode 0600 (never over an existing one without --force), and prints the public key to standard error.`,
+    footer: message`Examples:${lineBreak()}  ${commandLine("icx genkey /etc/icx.key")}${lineBreak()}  ${
+      commandLine("icx genkey - | ssh host 'umask 077; cat > icx.key'")
+    }`,
   },
 );
 
@@ -156,12 +209,13 @@ const pubkey = command(
     file: optional(argument(nonEmpty("FILE|-", "a file name, or - for standard input"), {
       description: message`Private key to read; - or nothing is standard input.`,
     })),
-    identityKey: optional(identityKey),
+    identityKey: optional(namedFile),
   }),
   {
     brief: message`Print the public key of a private identity key.`,
     description:
       message`Reads a private identity key and prints its public key, which is what the peer's --peer-key takes.`,
+    footer: message`Example:${lineBreak()}  ${commandLine("icx pubkey /etc/icx.key > icx.pub")}`,
   },
 );
 
@@ -172,10 +226,13 @@ const demo = command(
     brief: message`Show a tunnel between two network namespaces of this host (needs root).`,
     description:
       message`Makes two network namespaces, runs a node in each, and shows handshake, ping, verified transfers, a rekey under load and the counters. Cleans up after itself.`,
+    footer: message`Example:${lineBreak()}  ${commandLine("sudo cli/icx demo")}`,
   },
 );
 
 const cli = or(up, genkey, pubkey, demo);
+
+const PARSERS: ReadonlyMap<string, { readonly usage: Usage }> = new Map(Object.entries({ up, genkey, pubkey, demo }));
 
 /** Arguments of `icx up`, one field per option. */
 export interface UpArguments {
@@ -234,6 +291,12 @@ export function parseArguments(args: readonly string[], options: RunOptions<neve
 
 const COMMANDS = new Set(["up", "genkey", "pubkey", "demo", "completion"]);
 
+/** The command that is asked for, as far as it can be told; `up` where it is left out. */
+export function commandOf(args: readonly string[]): string | undefined {
+  const [first] = withDefaultCommand(args);
+  return first !== undefined && COMMANDS.has(first) ? first : undefined;
+}
+
 /** Puts `up` in front when the command is left out: when options come first, or something that looks like the peer. */
 function withDefaultCommand(args: readonly string[]): readonly string[] {
   const first = args[0];
@@ -242,11 +305,15 @@ function withDefaultCommand(args: readonly string[]): readonly string[] {
   return first.startsWith("-") || first.includes(":") ? ["up", ...args] : args;
 }
 
-/** For the first option in `args` that no command knows: what is misspelt, and the names it may have meant. */
+/** For the first option in `args` that their command does not know: what is misspelt, and the names it may have meant. */
 export function findMisspelling(
   args: readonly string[],
 ): { readonly given: string; readonly similar: readonly string[] } | undefined {
-  const known = new Set([...extractOptionNames(cli.usage), "--help", "--version"]);
+  const known = new Set([
+    ...extractOptionNames((PARSERS.get(commandOf(args) ?? "") ?? cli).usage),
+    "--help",
+    "--version",
+  ]);
   for (const arg of args) {
     const given = arg.split("=", 1)[0] ?? arg;
     if (arg === "--") return undefined;

@@ -1,5 +1,6 @@
 /** Writing to the two streams: data to standard output, everything for people to standard error. */
 
+import fs from "node:fs";
 import process from "node:process";
 import { styleText } from "node:util";
 import { writeStderr } from "../native/stderr.ts";
@@ -15,9 +16,18 @@ export function columns(stream: "stdout" | "stderr"): number | undefined {
   return process[stream].isTTY === true ? process[stream].columns : undefined;
 }
 
-/** Writes text to standard output as it is. */
+/**
+ * Writes text to standard output as it is.
+ *
+ * @throws {Error} When that cannot be done: what was asked for is lost then.
+ */
 export function out(text: string): void {
-  process.stdout.write(text);
+  try {
+    for (let rest = new TextEncoder().encode(text); rest.length > 0;) rest = rest.subarray(fs.writeSync(1, rest));
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new Error(`cannot write to standard output: ${reason}; free some space, or send it elsewhere`, { cause });
+  }
 }
 
 let describeLoss = (lines: number): string => `icx: ${lines} lines before this one could not be written\n`;

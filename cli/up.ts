@@ -1,31 +1,42 @@
 /** `icx up`: runs a tunnel to one peer until it is told to stop. */
 
 import process from "node:process";
+import { Identity, parsePeerKey } from "../control/identity.ts";
 import { Node, type NodeEvent, type NodeInfo, type NodeStats } from "../control/node.ts";
 import { type NodeConfig, nodeConfigWarnings } from "../control/node_config.ts";
+import { DatapathError } from "../datapath/errors.ts";
 import { ShutdownSignals } from "../datapath/shutdown_signals.ts";
+import { Library } from "../native/library.ts";
 import { EXIT, type ExitCode } from "./exit.ts";
 import { type Log, openLog } from "./log.ts";
 import type { UpArguments } from "./options.ts";
 import { exitBySignal, stopSignals } from "./signals.ts";
-import { nodeConfigOf } from "./up_config.ts";
+import { err, painter } from "./terminal.ts";
+import { inTermsOfOptions, nodeConfigOf } from "./up_config.ts";
 import { TunnelNarrator } from "./up_events.ts";
 import { formatDuration, formatEndpoint } from "./values.ts";
 import { VERSION } from "./version.ts";
 
 /** Runs the tunnel; resolves with the exit code once it has stopped. */
 export async function up(args: UpArguments): Promise<ExitCode> {
-  const config = nodeConfigOf(args);
+  const given = nodeConfigOf(args);
   const log = openLog({
     level: args.logLevel,
-    format: args.logFormat ?? (process.stderr.isTTY === true ? "text" : "json"),
+    format: logFormat(args),
   });
+  // Keys may come from pipes that never end. Until they are here, a signal ends the process by itself.
+  await using library = Library.open();
+  using identity = Identity.load(given.identityKeyFile, { library });
+  const peers = given.peers.map((peer) => ({
+    ...peer,
+    publicKey: parsePeerKey(peer.publicKey, { library, allowFile: true }).publicKey,
+  }));
+  const config = { ...given, peers };
   using signals = new ShutdownSignals({ source: stopSignals, onForce: exitBySignal });
   const { signal } = signals;
   try {
-    await using node = await Node.open(config, { signal, onEvent: reporter(args, log) });
+    await using node = await Node.open(config, { library, identity, signal, onEvent: reporter(args, log) });
     const info = node.info();
-    checkInterface(args, info);
     announce(args, { config, info }, log);
     const ticker = args.statsIntervalMs === undefined ? undefined : setInterval(
       () => log("info", trafficLine(node.stats(), args.vni), { event: "counters", ...figures(node.stats(), args.vni) }),
@@ -45,6 +56,33 @@ export async function up(args: UpArguments): Promise<ExitCode> {
     log("info", "stopped before the tunnel was opened", { event: "stopped", signal: signals.received });
   }
   return EXIT.ok;
+}
+
+/** Why a run failed. */
+interface Failure {
+  readonly error: unknown;
+  readonly text: string;
+  readonly exitCode: ExitCode;
+}
+
+/** Says why the run failed: in one line as other commands do, or as one more JSON line. */
+export function reportFailure(args: UpArguments, { error, text, exitCode }: Failure): void {
+  const { code, errno } = (typeof error === "object" && error !== null ? error : {}) as Record<string, unknown>;
+  const inOptions = error instanceof DatapathError && error.code === "wrong-state" ? inTermsOfOptions(text) : text;
+  if (logFormat(args) === "text") {
+    err(`${painter("stderr")(["red", "bold"], "icx:")} ${inOptions}\n`);
+    return;
+  }
+  openLog({ level: "error", format: "json" })("error", inOptions.replace(/\n(- )?/g, " "), {
+    event: "failed",
+    exitCode,
+    ...(code === undefined ? {} : { code }),
+    ...(errno === undefined ? {} : { errno }),
+  });
+}
+
+function logFormat(args: UpArguments): "text" | "json" {
+  return args.logFormat ?? (process.stderr.isTTY === true ? "text" : "json");
 }
 
 /** Turns the node's events into log lines. */
@@ -87,15 +125,6 @@ function reporter(args: UpArguments, log: Log): (event: NodeEvent) => void {
         return;
     }
   };
-}
-
-function checkInterface(args: UpArguments, info: NodeInfo): void {
-  const found = info.peers[0]?.interface;
-  if (args.interface === undefined || found === undefined || args.interface === found) return;
-  throw new Error(
-    `the kernel's route to ${formatEndpoint(args.peer)} leads through ${found}, and --interface says ` +
-      `${args.interface}: change the route, or give the interface that is meant, or leave the option out`,
-  );
 }
 
 /** Says who is here, where the peer is, how packets move, and how to stop. */

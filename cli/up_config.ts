@@ -1,5 +1,6 @@
 /** From the arguments of `icx up` to the configuration of a node. */
 
+import process from "node:process";
 import { type NodeConfig, parseNodeConfig } from "../control/node_config.ts";
 import { UsageError } from "./exit.ts";
 import type { UpArguments } from "./options.ts";
@@ -8,6 +9,7 @@ import type { UpArguments } from "./options.ts";
 const OPTION_OF: Readonly<Record<string, string>> = {
   "identityKeyFile": "--identity-key",
   "localAddress": "--local-address",
+  "interface": "--interface",
   "port": "--port",
   "controlPort": "--control-port",
   "device.name": "--tun-device",
@@ -30,6 +32,13 @@ export function inTermsOfOptions(message: string): string {
   });
 }
 
+/** One option may set several fields, and its value be told of once for each: once in all is enough. */
+function withoutRepeats(message: string): string {
+  const [title = "", ...faults] = message.split("\n- ");
+  const once = [...new Set(faults)];
+  return [title, ...once].join(once.length === 1 ? " " : "\n- ");
+}
+
 /**
  * Checks the arguments as one and completes them.
  *
@@ -42,10 +51,16 @@ export function nodeConfigOf(args: UpArguments): NodeConfig {
         "always computes it: leave the option out",
     );
   }
+  if (args.identityKey === "-" && process.stdin.isTTY === true) {
+    throw new UsageError(
+      "--identity-key - reads standard input, which is a terminal: name the file, or send the key in a pipe",
+    );
+  }
   try {
     return parseNodeConfig({
       identityKeyFile: args.identityKey,
       ...(args.localAddress === undefined ? {} : { localAddress: args.localAddress }),
+      ...(args.interface === undefined ? {} : { interface: args.interface }),
       port: args.port,
       controlPort: args.controlPort,
       device: {
@@ -68,6 +83,6 @@ export function nodeConfigOf(args: UpArguments): NodeConfig {
     });
   } catch (error) {
     if (!(error instanceof TypeError)) throw error;
-    throw new UsageError(inTermsOfOptions(error.message), { cause: error });
+    throw new UsageError(withoutRepeats(inTermsOfOptions(error.message)), { cause: error });
   }
 }

@@ -37,14 +37,16 @@ Deno.test("the defaults are those of the protocol", () => {
 
 Deno.test("each option reaches the configuration", () => {
   const config = nodeConfigOf(parse(
-    ...["--local-address", "192.0.2.1", "-p", "7081", "--control-port", "7082", "--peer-control-port", "7083"],
+    ...["--local-address", "2001:db8::1", "-p", "7081", "--control-port", "7082", "--peer-control-port", "7083"],
+    ...["--interface", "eth3"],
     ...["-v", "42", "--rekey-interval", "90s", "-t", "tun7", "-m", "1280", "--source-port-hash", "--no-peer-ip-filter"],
     ...["--rx-rate-limit", "1000", "--address", "10.9.0.1/24", "--address", "fd00::1/64"],
     ...["--allowed-route", "10.9.0.1/32=10.9.0.2/32", "--allowed-route", "fd00::/64", "[2001:db8::2]:7084"],
   ));
   deepStrictEqual(config, {
     identityKeyFile: "node.key",
-    localAddress: "192.0.2.1",
+    localAddress: "2001:db8::1",
+    interface: "eth3",
     port: 7081,
     controlPort: 7082,
     device: { name: "tun7", addresses: ["10.9.0.1/24", "fd00::1/64"], mtuBytes: 1280 },

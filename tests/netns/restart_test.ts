@@ -93,12 +93,13 @@ privileged("a second start while the first one runs names the device or the port
   await using lab = await Lab.create();
   const [a, b] = await lab.tunnel();
   const cases = [
-    { what: "the same device", args: [], named: /icx0.*--tun-device/s },
+    { what: "everything the same", args: [], named: /port 6081.*--port/s },
+    { what: "the same device", args: ["--port", "7081"], named: /icx0.*--tun-device/s },
     { what: "the same data port", args: ["--tun-device", "icx1"], named: /port 6081.*--port/s },
     {
       what: "the same control port",
       args: ["--tun-device", "icx1", "--port", "7081"],
-      named: /6082.*in use/s,
+      named: /6082.*in use.*--control-port/s,
     },
   ];
   for (const { what, args, named } of cases) {
