@@ -134,7 +134,7 @@ export interface SaInfo {
 const WHOLE_ENGINE = 0xffff_ffff;
 
 /** Bytes of an `IcxPacket`. */
-const PACKET_BYTES = 48;
+export const PACKET_BYTES = 48;
 
 /** Seals and opens packets for any number of networks. */
 export class NativeEngine extends SyncHandle {

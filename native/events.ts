@@ -11,6 +11,8 @@ import type { Symbols } from "./symbols.ts";
 /** What an event tells of, by its number in the C interface. */
 export const EVENT_KIND = {
   pumpEnded: 1,
+  readable: 2,
+  writable: 3,
   sessionUp: 10,
   sessionLost: 11,
   dialFailed: 12,

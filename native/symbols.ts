@@ -196,6 +196,30 @@ export const SYMBOLS = {
     parameters: ["u32", /* tun */ "buffer", /* out */ "u32" /* out_cap, bytes */],
     result: "i32", // length
   },
+  icx_tun_read: {
+    parameters: [
+      "u32", /* tun */
+      "buffer", /* packets, IcxPacket */
+      "u32", /* capacity */
+      "buffer", /* output */
+      "u32", /* output_len, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
+    ],
+    result: "i32", // packets
+  },
+  icx_tun_write: {
+    parameters: [
+      "u32", /* tun */
+      "buffer", /* input */
+      "u32", /* input_len, bytes */
+      "buffer", /* packets, IcxPacket */
+      "u32", /* count */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
+    ],
+    result: "i32", // packets dealt with
+  },
   icx_udp_open: {
     parameters: ["buffer", /* json */ "u32", /* json_len, bytes */ "buffer", /* err */ "u32" /* err_cap, bytes */],
     result: "i32", // handle
@@ -203,6 +227,30 @@ export const SYMBOLS = {
   icx_udp_info: {
     parameters: ["u32", /* udp */ "buffer", /* out */ "u32" /* out_cap, bytes */],
     result: "i32", // length
+  },
+  icx_udp_receive: {
+    parameters: [
+      "u32", /* udp */
+      "buffer", /* packets, IcxPacket */
+      "u32", /* capacity */
+      "buffer", /* output */
+      "u32", /* output_len, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
+    ],
+    result: "i32", // packets
+  },
+  icx_udp_send: {
+    parameters: [
+      "u32", /* udp */
+      "buffer", /* input */
+      "u32", /* input_len, bytes */
+      "buffer", /* packets, IcxPacket */
+      "u32", /* count */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
+    ],
+    result: "i32", // packets dealt with
   },
   icx_pump_start: {
     parameters: ["buffer", /* json */ "u32", /* json_len, bytes */ "buffer", /* err */ "u32" /* err_cap, bytes */],

@@ -4,9 +4,9 @@
  * @module
  */
 
-import { SyncHandle } from "./handle.ts";
 import type { Library } from "./library.ts";
-import { callJson, queryJson } from "./marshal.ts";
+import { type Buffer, callJson, queryJson } from "./marshal.ts";
+import { type Moved, PacketHandle } from "./packet_handle.ts";
 
 /** What {@linkcode NativeTun.open} takes. */
 export interface TunOptions {
@@ -29,7 +29,7 @@ export interface TunInfo {
 }
 
 /** A TUN device. It goes away when it is closed, or with the pump that has taken it over. */
-export class NativeTun extends SyncHandle {
+export class NativeTun extends PacketHandle {
   protected override readonly kind = "TUN device";
 
   /**
@@ -47,6 +47,16 @@ export class NativeTun extends SyncHandle {
   info(): TunInfo {
     const { symbols, id } = this.use("icx_tun_info");
     return queryJson(symbols, "icx_tun_info", (out, outBytes) => symbols.icx_tun_info(id, out, outBytes));
+  }
+
+  /** Reads packets. @throws {NativeError} `ESYS` when the device is lost. */
+  override take(packets: Buffer, output: Buffer): Moved {
+    return this.fill("icx_tun_read", packets, output, (symbols, ...call) => symbols.icx_tun_read(...call));
+  }
+
+  /** Writes packets. @throws {NativeError} `ESYS` when the device is lost. */
+  override give(input: Buffer, packets: Buffer, count: number): Moved {
+    return this.hand("icx_tun_write", input, packets, count, (symbols, ...call) => symbols.icx_tun_write(...call));
   }
 
   /** For pumps: the library has taken the device over, so that there is nothing to close here any more. */

@@ -4,9 +4,9 @@
  * @module
  */
 
-import { SyncHandle } from "./handle.ts";
 import type { Library } from "./library.ts";
-import { callJson, queryJson } from "./marshal.ts";
+import { type Buffer, callJson, queryJson } from "./marshal.ts";
+import { type Moved, PacketHandle } from "./packet_handle.ts";
 
 /** What {@linkcode NativeUdp.open} takes. */
 export interface UdpOptions {
@@ -29,7 +29,7 @@ export interface UdpInfo {
 }
 
 /** The UDP sockets of one node's underlay. */
-export class NativeUdp extends SyncHandle {
+export class NativeUdp extends PacketHandle {
   protected override readonly kind = "UDP underlay";
 
   /**
@@ -47,6 +47,16 @@ export class NativeUdp extends SyncHandle {
   info(): UdpInfo {
     const { symbols, id } = this.use("icx_udp_info");
     return queryJson(symbols, "icx_udp_info", (out, outBytes) => symbols.icx_udp_info(id, out, outBytes));
+  }
+
+  /** Receives datagrams. @throws {NativeError} `ESYS`. */
+  override take(packets: Buffer, output: Buffer): Moved {
+    return this.fill("icx_udp_receive", packets, output, (symbols, ...call) => symbols.icx_udp_receive(...call));
+  }
+
+  /** Sends datagrams. The source port of one that left from the base port although it has one becomes 0. @throws {NativeError} `ESYS`. */
+  override give(input: Buffer, packets: Buffer, count: number): Moved {
+    return this.hand("icx_udp_send", input, packets, count, (symbols, ...call) => symbols.icx_udp_send(...call));
   }
 
   /** For pumps: the library has taken the sockets over, so that there is nothing to close here any more. */

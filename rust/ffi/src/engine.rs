@@ -524,17 +524,8 @@ fn transform(
     output: &mut [u8],
     mut one: impl FnMut(&IcxPacket, &[u8], &mut [u8]) -> IcxPacket,
 ) -> Outcome<i32> {
-    // All ranges are checked before the first packet uses a counter.
-    for (index, packet) in packets.iter().enumerate() {
-        if frame(input, packet).is_none() {
-            return Err(Failure::invalid(format!(
-                "Packet {index} is at {} with {} bytes, the input has {}",
-                packet.offset,
-                packet.length,
-                input.len()
-            )));
-        }
-    }
+    // Before the first packet uses a counter.
+    check_ranges(input, packets)?;
     let mut used = 0;
     let mut done = 0;
     for packet in packets {
@@ -549,12 +540,27 @@ fn transform(
     Ok(processed(done))
 }
 
-fn frame<'a>(input: &'a [u8], packet: &IcxPacket) -> Option<&'a [u8]> {
+/// Whether every packet lies in the input.
+pub(crate) fn check_ranges(input: &[u8], packets: &[IcxPacket]) -> Outcome<()> {
+    for (index, packet) in packets.iter().enumerate() {
+        if frame(input, packet).is_none() {
+            return Err(Failure::invalid(format!(
+                "Packet {index} is at {} with {} bytes, the input has {}",
+                packet.offset,
+                packet.length,
+                input.len()
+            )));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn frame<'a>(input: &'a [u8], packet: &IcxPacket) -> Option<&'a [u8]> {
     let start = packet.offset as usize;
     input.get(start..start.checked_add(packet.length as usize)?)
 }
 
-fn processed(count: usize) -> i32 {
+pub(crate) fn processed(count: usize) -> i32 {
     // A batch has at most i32::MAX packets: `abi` refuses more.
     i32::try_from(count).unwrap_or(i32::MAX)
 }
@@ -573,34 +579,34 @@ fn placed(mut packet: IcxPacket, used: &mut usize) -> IcxPacket {
 
 fn sent(verdict: TxVerdict) -> IcxPacket {
     match verdict {
-        TxVerdict::Send { range, vni, peer, source_port } => {
-            let addr = match peer.ip() {
-                IpAddr::V4(addr) => addr.to_ipv6_mapped(),
-                IpAddr::V6(addr) => addr,
-            };
-            IcxPacket {
-                addr: addr.octets(),
-                port: peer.port(),
-                source_port: source_port.unwrap_or(0),
-                ..result(SEND, range, Some(vni))
-            }
-        }
+        TxVerdict::Send { range, vni, peer, source_port } => IcxPacket {
+            addr: octets_of(peer.ip()),
+            port: peer.port(),
+            source_port: source_port.unwrap_or(0),
+            ..result(SEND, range, Some(vni))
+        },
         TxVerdict::Reply { range } => result(HANDLED, range, None),
         TxVerdict::Drop(reason) => result(-1 - reason as i32, 0..0, None),
     }
 }
 
 fn result(verdict: i32, range: core::ops::Range<usize>, vni: Option<Vni>) -> IcxPacket {
-    // Ranges lie in an output whose length is a u32.
-    IcxPacket {
-        offset: range.start as u32,
-        length: range.len() as u32,
-        verdict,
-        vni: vni.map_or(0, Vni::get),
-        ..IcxPacket::default()
+    IcxPacket { verdict, vni: vni.map_or(0, Vni::get), ..placed_at(&range) }
+}
+
+pub(crate) fn octets_of(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
     }
 }
 
-fn ip_of(octets: [u8; 16]) -> IpAddr {
+/// A packet that lies in `range` of a buffer, and nothing more.
+pub(crate) fn placed_at(range: &core::ops::Range<usize>) -> IcxPacket {
+    // Ranges lie in an output whose length is a u32.
+    IcxPacket { offset: range.start as u32, length: range.len() as u32, ..IcxPacket::default() }
+}
+
+pub(crate) fn ip_of(octets: [u8; 16]) -> IpAddr {
     Ipv6Addr::from(octets).to_canonical()
 }

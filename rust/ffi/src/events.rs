@@ -2,10 +2,14 @@
 //!
 //! The queue is bounded per handle. What is in it stays; a newer event that finds its handle's share used up
 //! takes the place of the latest one of the same kind, and a closed handle takes its events with it.
+//!
+//! While there are devices or sockets that a caller reads and writes itself, the same wait tells when they are ready.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
+
+use icx_io::{Direction, Readiness};
 
 use crate::code::Code;
 use crate::error::{Failure, Outcome};
@@ -15,6 +19,8 @@ use crate::error::{Failure, Outcome};
 #[repr(u32)]
 pub(crate) enum Kind {
     PumpEnded = 1,
+    Readable = 2,
+    Writable = 3,
     SessionUp = 10,
     SessionLost = 11,
     DialFailed = 12,
@@ -54,7 +60,6 @@ impl Event {
     }
 }
 
-#[derive(Default)]
 struct State {
     queue: VecDeque<Event>,
     /// Queued events per handle; no entry for none.
@@ -62,9 +67,16 @@ struct State {
     /// The present waiter, or the next one, is to return at once.
     woken: bool,
     waiting: bool,
+    /// Where the waiter also waits while somebody's descriptors may have to be waited for: those own it.
+    readiness: Weak<Readiness>,
 }
 
-static STATE: Mutex<State> = Mutex::new(State { queue: VecDeque::new(), queued: None, woken: false, waiting: false });
+impl State {
+    const EMPTY: State =
+        State { queue: VecDeque::new(), queued: None, woken: false, waiting: false, readiness: Weak::new() };
+}
+
+static STATE: Mutex<State> = Mutex::new(State::EMPTY);
 static CHANGED: Condvar = Condvar::new();
 
 fn state() -> MutexGuard<'static, State> {
@@ -74,8 +86,54 @@ fn state() -> MutexGuard<'static, State> {
 pub(crate) fn push(kind: Kind, handle: u32, code: Code, payload: String) {
     let mut state = state();
     state.push(Event { kind, handle, code, payload });
+    interrupt(state);
+}
+
+/// Makes the waiter look again, wherever it waits.
+fn interrupt(state: MutexGuard<'static, State>) {
+    let readiness = state.readiness.upgrade();
     drop(state);
     CHANGED.notify_all();
+    if let Some(readiness) = readiness {
+        readiness.wake();
+    }
+}
+
+/// A descriptor's way into the queue: events 2 and 3 for its handle.
+#[derive(Default)]
+pub(crate) struct Watch(Mutex<Option<Arc<Readiness>>>);
+
+impl Watch {
+    /// What is to be armed. The waiter is there from the first time on.
+    pub(crate) fn readiness(&self) -> Outcome<Arc<Readiness>> {
+        let mut own = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(readiness) = &*own {
+            return Ok(Arc::clone(readiness));
+        }
+        let mut state = state();
+        let readiness = match state.readiness.upgrade() {
+            Some(readiness) => readiness,
+            None => {
+                let new = Readiness::new()
+                    .map(Arc::new)
+                    .map_err(|error| Failure::system("make room to wait for packets", &error, error.raw_os_error()))?;
+                state.readiness = Arc::downgrade(&new);
+                new
+            }
+        };
+        interrupt(state);
+        *own = Some(Arc::clone(&readiness));
+        Ok(readiness)
+    }
+
+    /// Nothing is armed through it any more.
+    pub(crate) fn end(&self) {
+        let own = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(readiness) = own {
+            // Were this the last one, the waiter would hold it until its timeout.
+            readiness.wake();
+        }
+    }
 }
 
 /// Removes what is queued for a handle that is gone.
@@ -85,8 +143,9 @@ pub(crate) fn forget(handle: u32) {
 
 /// Makes the waiter return; without one, the next wait returns at once.
 pub(crate) fn wake() {
-    state().woken = true;
-    CHANGED.notify_all();
+    let mut state = state();
+    state.woken = true;
+    interrupt(state);
 }
 
 /// Waits for events, at most `timeout`, and takes as many whole ones as `capacity` bytes hold. Empty: timeout or woken.
@@ -109,7 +168,28 @@ pub(crate) fn wait(capacity: usize, timeout: Duration) -> Outcome<Vec<u8>> {
         if left.is_zero() {
             break Ok(Vec::new());
         }
-        state = CHANGED.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        let Some(readiness) = state.readiness.upgrade() else {
+            state = CHANGED.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            continue;
+        };
+        drop(state);
+        let mut ready = Vec::new();
+        let waited = readiness.wait(left, &mut |direction, handle| {
+            let kind = match direction {
+                Direction::Read => Kind::Readable,
+                Direction::Write => Kind::Writable,
+            };
+            ready.push(Event { kind, handle, code: Code::Ok, payload: String::new() });
+        });
+        // Not under the lock: it closes with its last owner.
+        drop(readiness);
+        state = self::state();
+        for event in ready {
+            state.push(event);
+        }
+        if let Err(error) = waited {
+            break Err(Failure::system("wait for packets", &error, error.raw_os_error()));
+        }
     };
     state.waiting = false;
     outcome
@@ -173,7 +253,7 @@ mod tests {
 
     #[test]
     fn events_are_taken_whole_and_in_order() {
-        let mut state = State::default();
+        let mut state = State::EMPTY;
         state.push(event(1, Kind::SessionUp, "{}"));
         state.push(event(2, Kind::PumpEnded, "12345"));
         assert_eq!(state.take(19).unwrap_err().code, Code::Buffer);
@@ -185,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_handle_cannot_fill_the_queue_and_keeps_its_latest_of_a_kind() {
-        let mut state = State::default();
+        let mut state = State::EMPTY;
         for n in 0..1000 {
             state.push(event(1, Kind::SessionUp, &n.to_string()));
         }

@@ -67,8 +67,8 @@ macro_rules! objects {
 objects! {
     Identity(crate::identity::IdentityHandle) "identity";
     Engine(crate::engine::EngineHandle) "engine";
-    Tun(crate::io::TunHandle) "TUN device";
-    Udp(crate::io::UdpHandle) "UDP underlay";
+    Tun(crate::io::TunHandle) "TUN device", crate::io::TunHandle::close;
+    Udp(crate::io::UdpHandle) "UDP underlay", crate::io::UdpHandle::close;
     Pump(crate::io::PumpHandle) "pump", crate::io::PumpHandle::stop;
     Control(crate::control::ControlHandle) "control endpoint", crate::control::ControlHandle::stop;
     Peer(crate::control::PeerHandle) "control peer", crate::control::PeerHandle::withdraw;

@@ -1,17 +1,19 @@
 //! Devices, sockets, the pumps between them, and questions to the kernel about its network.
 
-use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use icx_io::ends::MAX_PACKET_BYTES;
 use icx_io::{
-    Family, LinkError, Pump, PumpCounters, PumpError, PumpOptions, RouteError, Tun, TunConfig, TunError, Udp, UdpConfig,
+    Datagram, DatagramBatches, Family, LinkError, Pump, PumpCounters, PumpError, PumpOptions, RouteError, Tun,
+    TunConfig, TunError, Udp, UdpConfig,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::code::Code;
-use crate::engine::EngineHandle;
+use crate::engine::{self, EngineHandle, IcxPacket};
 use crate::error::{Failure, Outcome};
-use crate::events::{self, Kind};
+use crate::events::{self, Kind, Watch};
 use crate::guard::Call;
 use crate::handle;
 use crate::json::{self, InterfaceAddress, Text};
@@ -20,6 +22,15 @@ use crate::json::{self, InterfaceAddress, Text};
 pub(crate) struct TunHandle {
     info: TunInfo,
     device: Mutex<Option<Tun>>,
+    watch: Watch,
+}
+
+impl TunHandle {
+    /// Closes the device at once, whoever still waits for it.
+    pub(crate) fn close(&self) {
+        drop(lock(&self.device).take());
+        self.watch.end();
+    }
 }
 
 #[derive(Serialize)]
@@ -50,17 +61,93 @@ pub(crate) fn open_tun(_: &Call, text: &[u8]) -> Outcome<u32> {
         }
     })?;
     let info = TunInfo { name: device.name().to_owned(), index: device.index(), mtu: device.mtu() };
-    handle::open(TunHandle { info, device: Mutex::new(Some(device)) })
+    handle::open(TunHandle { info, device: Mutex::new(Some(device)), watch: Watch::default() })
 }
 
 pub(crate) fn tun_info(call: &Call, tun: u32) -> Outcome<String> {
     json::text(&call.get::<TunHandle>(tun)?.info)
 }
 
+/// Reads packets to the start of `output`. None: event 2 comes once there are some.
+pub(crate) fn read_tun(call: &Call, tun: u32, packets: &mut [IcxPacket], output: &mut [u8]) -> Outcome<i32> {
+    let handle = call.get::<TunHandle>(tun)?;
+    require_room(output)?;
+    let readiness = handle.watch.readiness()?;
+    let device = lock(&handle.device);
+    let device = device.as_ref().ok_or_else(taken)?;
+    let capacity = packets.len();
+    let mut slots = packets.iter_mut();
+    let count = device
+        .read_batch(output, capacity, &readiness, tun, &mut |range| {
+            if let Some(packet) = slots.next() {
+                *packet = engine::placed_at(&range);
+            }
+        })
+        .map_err(|error| pump_failure("read packets", &error))?;
+    Ok(engine::processed(count))
+}
+
+/// Writes packets, all of them unless the device is lost. What it does not take gets the verdict [`REFUSED`].
+pub(crate) fn write_tun(call: &Call, tun: u32, input: &[u8], packets: &mut [IcxPacket]) -> Outcome<i32> {
+    let handle = call.get::<TunHandle>(tun)?;
+    engine::check_ranges(input, packets)?;
+    let device = lock(&handle.device);
+    let device = device.as_ref().ok_or_else(taken)?;
+    let mut done = 0;
+    for packet in packets {
+        let Some(frame) = engine::frame(input, packet) else { break };
+        match device.write_packet(frame) {
+            Ok(written) => packet.verdict = verdict(written),
+            // What was written is told of; the failure comes again.
+            Err(_) if done > 0 => break,
+            Err(error) => return Err(pump_failure("write packets", &error)),
+        }
+        done += 1;
+    }
+    Ok(engine::processed(done))
+}
+
+/// The verdict of a packet that the operating system did not take, or of a datagram that it cut.
+const REFUSED: i32 = -1;
+
+fn verdict(is_good: bool) -> i32 {
+    if is_good { 0 } else { REFUSED }
+}
+
+fn require_room(output: &[u8]) -> Outcome<()> {
+    if output.len() >= MAX_PACKET_BYTES {
+        return Ok(());
+    }
+    Err(Failure::new(Code::Buffer, format!("The output has {} bytes: give at least {MAX_PACKET_BYTES}", output.len())))
+}
+
+fn taken() -> Failure {
+    Failure::new(Code::State, "Cannot move packets: the TUN device or UDP underlay belongs to a pump, or is closed")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// An underlay of UDP sockets that no pump has taken yet.
 pub(crate) struct UdpHandle {
     info: UdpInfo,
-    sockets: Mutex<Option<Udp>>,
+    sockets: Mutex<Option<Sockets>>,
+    watch: Watch,
+}
+
+struct Sockets {
+    udp: Udp,
+    /// Made when the first packet moves through this handle.
+    batches: Option<Box<DatagramBatches>>,
+}
+
+impl UdpHandle {
+    /// Closes the sockets at once, whoever still waits for them.
+    pub(crate) fn close(&self) {
+        drop(lock(&self.sockets).take());
+        self.watch.end();
+    }
 }
 
 #[derive(Serialize)]
@@ -109,11 +196,73 @@ pub(crate) fn open_udp(_: &Call, text: &[u8]) -> Outcome<u32> {
     .map_err(|error| Failure::system(format_args!("open UDP port {}", options.port), &error, error.errno()))?;
     let local = sockets.local_addr();
     let info = UdpInfo { local_address: local.ip(), port: local.port() };
-    handle::open(UdpHandle { info, sockets: Mutex::new(Some(sockets)) })
+    let sockets = Mutex::new(Some(Sockets { udp: sockets, batches: None }));
+    handle::open(UdpHandle { info, sockets, watch: Watch::default() })
 }
 
 pub(crate) fn udp_info(call: &Call, udp: u32) -> Outcome<String> {
     json::text(&call.get::<UdpHandle>(udp)?.info)
+}
+
+/// Receives datagrams to the start of `output`. None: event 2 comes once there are some.
+pub(crate) fn receive_udp(call: &Call, udp: u32, packets: &mut [IcxPacket], output: &mut [u8]) -> Outcome<i32> {
+    let handle = call.get::<UdpHandle>(udp)?;
+    require_room(output)?;
+    let readiness = handle.watch.readiness()?;
+    let mut sockets = lock(&handle.sockets);
+    let Sockets { udp: sockets, batches } = sockets.as_mut().ok_or_else(taken)?;
+    let mut slots = packets.iter_mut();
+    let mut used = 0;
+    let count = batches
+        .get_or_insert_default()
+        .receive(sockets, &readiness, udp, &mut |datagram| {
+            let payload = if datagram.truncated { &[] } else { datagram.payload };
+            let range = used..used + payload.len();
+            let Some(room) = output.get_mut(range.clone()) else { return false };
+            let Some(packet) = slots.next() else { return false };
+            room.copy_from_slice(payload);
+            used = range.end;
+            // Without an internet address it is from nobody, whom no peer filter lets pass.
+            let from = datagram.from.unwrap_or_else(|| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0));
+            *packet = IcxPacket {
+                verdict: verdict(!datagram.truncated),
+                addr: engine::octets_of(from.ip()),
+                port: from.port(),
+                ..engine::placed_at(&range)
+            };
+            true
+        })
+        .map_err(|error| pump_failure("receive packets", &error))?;
+    Ok(engine::processed(count))
+}
+
+/// Sends datagrams, as many as the sockets take at once. What the kernel refuses gets the verdict [`REFUSED`].
+pub(crate) fn send_udp(call: &Call, udp: u32, input: &[u8], packets: &mut [IcxPacket]) -> Outcome<i32> {
+    let handle = call.get::<UdpHandle>(udp)?;
+    engine::check_ranges(input, packets)?;
+    let readiness = handle.watch.readiness()?;
+    let mut sockets = lock(&handle.sockets);
+    let Sockets { udp: sockets, batches } = sockets.as_mut().ok_or_else(taken)?;
+    let datagrams: Vec<Datagram<'_>> = packets
+        .iter()
+        .map_while(|packet| {
+            Some(Datagram {
+                payload: engine::frame(input, packet)?,
+                to: SocketAddr::new(engine::ip_of(packet.addr), packet.port),
+                source_port: (packet.source_port != 0).then_some(packet.source_port),
+            })
+        })
+        .collect();
+    let count = batches
+        .get_or_insert_default()
+        .send(sockets, icx_io::clock::now(), &datagrams, (&readiness, udp), &mut |at, outcome| {
+            packets[at].verdict = verdict(outcome.sent);
+            if outcome.fell_back {
+                packets[at].source_port = 0;
+            }
+        })
+        .map_err(|error| pump_failure("send packets", &error))?;
+    Ok(engine::processed(count))
 }
 
 /// The threads between a device, an engine and an underlay.
@@ -154,8 +303,8 @@ pub(crate) fn start_pump(call: &Call, text: &[u8]) -> Outcome<u32> {
     let reservation = handle::reserve()?;
     let id = reservation.id();
 
-    let mut device = tun.device.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut sockets = udp.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut device = lock(&tun.device);
+    let mut sockets = lock(&udp.sockets);
     // Both or neither. Whoever closed a handle at this moment, or starts another pump with it, has the object.
     let (device, sockets) = match (device.take(), sockets.take()) {
         (Some(device), Some(sockets)) => (device, sockets),
@@ -170,6 +319,8 @@ pub(crate) fn start_pump(call: &Call, text: &[u8]) -> Outcome<u32> {
     };
     handle::disown(ids.tun);
     handle::disown(ids.udp);
+    tun.watch.end();
+    udp.watch.end();
     let on_end = Box::new(move |result: Result<(), PumpError>| {
         if let Err(error) = result {
             let failure = pump_failure("move packets", &error);
@@ -179,7 +330,7 @@ pub(crate) fn start_pump(call: &Call, text: &[u8]) -> Outcome<u32> {
             events::push(Kind::PumpEnded, id, failure.code, json::text(&ended).unwrap_or_default());
         }
     });
-    let pump = Pump::start(engine, device, sockets, PumpOptions::default(), on_end)
+    let pump = Pump::start(engine, device, sockets.udp, PumpOptions::default(), on_end)
         .map_err(|error| pump_failure("start the pump", &error))?;
     Ok(reservation.open(std::sync::Arc::new(PumpHandle { pump })))
 }

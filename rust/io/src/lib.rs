@@ -5,11 +5,13 @@
 //! the crate has no unsafe code.
 
 pub mod clock;
+pub mod ends;
 mod icmp;
 pub mod link;
 mod netlink;
 pub mod process;
 pub mod pump;
+pub mod readiness;
 pub mod resolve;
 pub mod route;
 #[expect(unsafe_code, reason = "system calls; each operation says why it is sound")]
@@ -20,9 +22,11 @@ pub mod udp;
 #[cfg(test)]
 mod test_support;
 
+pub use ends::{Datagram, DatagramBatches, ReceivedDatagram, SendOutcome};
 pub use link::{Link, LinkError};
 pub use netlink::NetlinkError;
 pub use pump::{Pump, PumpCounters, PumpError, PumpOptions};
+pub use readiness::{Direction, Readiness};
 pub use resolve::ResolveError;
 pub use route::{Route, RouteError};
 pub use tun::{Tun, TunConfig, TunError};

@@ -20,6 +20,7 @@ use icx_proto::counters::TxDrop;
 use icx_proto::engine::{Engine, RxVerdict, TxVerdict};
 
 use crate::clock;
+use crate::ends::{MAX_PACKET_BYTES, RECEIVE_SLOT_BYTES, Received};
 use crate::icmp::TooBig;
 use crate::sys::{self, Interest, ReceiveBatch};
 use crate::tun::Tun;
@@ -28,14 +29,8 @@ use crate::udp::{Destination, SendQueue, Udp};
 /// Packets per batch, in both directions.
 const BATCH: usize = 64;
 
-/// The largest inner packet, by the length fields of IPv4 and IPv6 without jumbograms.
-const MAX_PACKET_BYTES: usize = 65_535;
-
 /// A sealed datagram with its outer headers' share (Geneve 32, tag 16), rounded up.
 const MAX_DATAGRAM_BYTES: usize = MAX_PACKET_BYTES + 64;
-
-/// Receive slots start at different cache sets, not all at the start of a page.
-const RECEIVE_SLOT_BYTES: usize = 65_536 + 128;
 
 /// How long to wait for room in a full socket buffer before the batch is given up.
 const SEND_PATIENCE: Duration = Duration::from_secs(1);
@@ -407,15 +402,7 @@ impl Outbound<'_> {
     fn seal_batch(&mut self, now: Instant) -> Result<bool, PumpError> {
         let ends = self.ends;
         while !self.queue.is_full() {
-            let length = match ends.tun.read(QUEUE, &mut self.packet) {
-                Ok(0) => return Ok(true),
-                Ok(length) => length,
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => return Ok(true),
-                    io::ErrorKind::Interrupted => continue,
-                    _ => return Err(ends.device_error("read", error)),
-                },
-            };
+            let Some(length) = ends.tun.next_packet(QUEUE, &mut self.packet)? else { return Ok(true) };
             count(&self.counters.device_read_packets, 1);
             let verdict = ends.engine.virt_to_phy(now, &self.packet[..length], self.queue.space());
             self.dispatch(now, verdict, length)?;
@@ -481,20 +468,14 @@ fn inbound(ends: &Ends, control: &Control) -> Result<(), PumpError> {
     let mut batch = ReceiveBatch::new(BATCH, RECEIVE_SLOT_BYTES);
     let mut packet = vec![0; MAX_DATAGRAM_BYTES].into_boxed_slice();
     while !control.is_stopped() {
-        let received = match sys::recvmmsg(ends.udp.base(), &mut batch) {
-            Ok(received) => received,
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EAGAIN | libc::EINTR) => 0,
-                Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::EINVAL) => {
-                    let address = ends.udp.local_addr();
-                    return Err(PumpError::Socket { address, call: "recvmmsg", source: error });
-                }
-                // A pending error of the socket, now told, or a moment without memory.
-                _ => {
-                    control.pause(Duration::from_millis(1))?;
-                    0
-                }
-            },
+        let received = match ends.udp.receive(&mut batch)? {
+            Received::Datagrams(received) => received,
+            // Readable as it may be, the socket gave nothing.
+            Received::Nothing { pause: true } => {
+                control.pause(Duration::from_millis(1))?;
+                0
+            }
+            Received::Nothing { pause: false } => 0,
         };
         let now = clock::now();
         for datagram in batch.datagrams() {
@@ -517,35 +498,14 @@ fn inbound(ends: &Ends, control: &Control) -> Result<(), PumpError> {
 }
 
 impl Ends {
-    /// Hands the device a packet. Only the loss of the device is an error: a packet that the device does not take (it is
-    /// set down, there is no memory, the packet is no IP packet) is counted.
+    /// Hands the device a packet. One that it does not take is counted.
     fn deliver(&self, packet: &[u8], counters: &WorkerCounters) -> Result<(), PumpError> {
-        let error = loop {
-            match self.tun.write(QUEUE, packet) {
-                Ok(()) => {
-                    count(&counters.device_write_packets, 1);
-                    return Ok(());
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => break error,
-            }
-        };
-        count(&counters.device_write_errors, 1);
-        match error.raw_os_error() {
-            Some(libc::EBADFD | libc::ENODEV | libc::ENXIO | libc::EBADF | libc::EFAULT) => {
-                Err(self.device_error("write", error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn device_error(&self, call: &'static str, source: io::Error) -> PumpError {
-        let device = self.tun.name().to_owned();
-        match source.raw_os_error() {
-            // What a descriptor answers whose device is gone (`tun_get` in drivers/net/tun.c), or is going.
-            Some(libc::EBADFD | libc::ENODEV | libc::ENXIO) => PumpError::DeviceRemoved { device, call, source },
-            _ => PumpError::Device { device, call, source },
-        }
+        let taken = self.tun.deliver(QUEUE, packet);
+        count(
+            if matches!(taken, Ok(true)) { &counters.device_write_packets } else { &counters.device_write_errors },
+            1,
+        );
+        taken.map(drop)
     }
 }
 

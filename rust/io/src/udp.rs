@@ -152,20 +152,20 @@ impl Udp {
     ///
     /// The first use of a port slot opens a socket, on the caller's thread: a few system calls, at most once per slot, and
     /// at most once a second while the port is occupied.
-    fn choose(&self, source_port: Option<u16>, now: Instant) -> Choice {
+    pub(crate) fn choose(&self, source_port: Option<u16>, now: Instant) -> Choice {
         match (&self.hashed, source_port) {
             (Some(hashed), Some(port)) => hashed.choose(port, now),
             _ => Choice { socket: SocketIndex::BASE, fell_back: false },
         }
     }
 
-    fn socket(&self, index: SocketIndex) -> BorrowedFd<'_> {
+    pub(crate) fn socket(&self, index: SocketIndex) -> BorrowedFd<'_> {
         let hashed = index.slot().and_then(|slot| self.hashed.as_ref()?.slots.get(slot)?.socket.get());
         hashed.unwrap_or(&self.base).as_fd()
     }
 
     /// `address` in the family of the sockets: IPv4 is mapped on an IPv6 socket.
-    fn to_socket_family(&self, address: SocketAddr) -> SocketAddr {
+    pub(crate) fn to_socket_family(&self, address: SocketAddr) -> SocketAddr {
         match address {
             SocketAddr::V4(v4) if self.local.is_ipv6() => {
                 SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
@@ -177,7 +177,7 @@ impl Udp {
 
 /// One of a [`Udp`]'s sockets: the base, or the one of a port slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct SocketIndex(u8);
+pub(crate) struct SocketIndex(u8);
 
 impl SocketIndex {
     const BASE: SocketIndex = SocketIndex(u8::MAX);
@@ -188,10 +188,10 @@ impl SocketIndex {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Choice {
-    socket: SocketIndex,
+pub(crate) struct Choice {
+    pub(crate) socket: SocketIndex,
     /// A hashed port was asked for, and could not be had.
-    fell_back: bool,
+    pub(crate) fell_back: bool,
 }
 
 /// Sockets on hashed ports, in slots by port number. A slot keeps the first port that was free; other ports of the slot
@@ -379,29 +379,30 @@ impl SendQueue {
             let run = stable_partition(rest, |entry| entry.socket == socket);
             let (run, others) = rest.split_at_mut(run);
             let fd = udp.socket(socket);
+            let (buffer, headers) = (&self.buffer, &mut self.headers);
             let mut next = 0;
-            while let Some(entry) = run.get(next) {
-                let datagrams = run[next..].iter().map(|entry| (entry.to, &self.buffer[entry.range.clone()]));
-                match sys::sendmmsg(fd, &mut self.headers, datagrams) {
-                    Ok(sent) => {
-                        next += sent;
-                        flushed.sent += sent as u64;
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        if !wait(fd) {
-                            for entry in &run[next..] {
-                                failed(entry.vni, &error);
-                                flushed.failed += 1;
-                            }
-                            break;
-                        }
-                    }
-                    Err(error) => {
-                        failed(entry.vni, &error);
+            while next < run.len() {
+                let rest = &run[next..];
+                let mut refused = 0;
+                let done = send_run(
+                    fd,
+                    headers,
+                    rest.len(),
+                    |from| rest[from..].iter().map(|entry| (entry.to, &buffer[entry.range.clone()])),
+                    &mut |at, error| {
+                        failed(rest[at].vni, error);
+                        refused += 1;
+                    },
+                );
+                next += done;
+                flushed.sent += done as u64 - refused;
+                flushed.failed += refused;
+                if next < run.len() && !wait(fd) {
+                    for entry in &run[next..] {
+                        failed(entry.vni, &io::ErrorKind::WouldBlock.into());
                         flushed.failed += 1;
-                        next += 1;
                     }
+                    break;
                 }
             }
             rest = others;
@@ -410,6 +411,31 @@ impl SendQueue {
         self.used = 0;
         flushed
     }
+}
+
+/// Sends `count` datagrams from one socket, in order, until it takes no more for the moment; returns how many it took or refused.
+/// `datagrams` gives those from an index on. `refused` hears of each that the kernel did not take: it is gone, and the next ones may
+/// well pass.
+pub(crate) fn send_run<'a, I: Iterator<Item = (SocketAddr, &'a [u8])>>(
+    socket: BorrowedFd<'_>,
+    headers: &mut SendHeaders,
+    count: usize,
+    datagrams: impl Fn(usize) -> I,
+    refused: &mut dyn FnMut(usize, &io::Error),
+) -> usize {
+    let mut next = 0;
+    while next < count {
+        match sys::sendmmsg(socket, headers, datagrams(next)) {
+            Ok(sent) => next += sent,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => {
+                refused(next, &error);
+                next += 1;
+            }
+        }
+    }
+    next
 }
 
 /// Moves the items for which `belongs` holds to the front, both parts in their order; returns how many they are.

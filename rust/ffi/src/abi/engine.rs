@@ -250,7 +250,7 @@ pub extern "C" fn icx_inner_mtu(path_mtu: u32) -> i32 {
 ///
 /// # Safety
 /// The contract of [`icx_engine_virt_to_phy`], for the lifetime that the caller picks.
-unsafe fn batch<'a>(
+pub(super) unsafe fn batch<'a>(
     input: *const u8,
     input_len: u32,
     packets: *mut IcxPacket,

@@ -1,6 +1,10 @@
 //! Devices, sockets, pumps, and questions to the kernel about its network.
 
-use super::{run, run_json, run_json_out, run_out, write_numbers};
+use super::engine::batch;
+use super::{finish, run, run_json, run_json_out, run_out, write_numbers};
+use crate::engine::IcxPacket;
+use crate::error::Outcome;
+use crate::guard::{Call, guard};
 use crate::io;
 
 /// Creates a TUN device that goes away with its handle or its pump, with MTU and addresses, up. Returns a handle.
@@ -25,6 +29,46 @@ pub unsafe extern "C" fn icx_tun_info(tun: u32, out: *mut u8, out_cap: u32) -> i
     unsafe { run_out(out, out_cap, |call| io::tun_info(call, tun)) }
 }
 
+/// Reads packets of a device that no pump has taken to the start of `output`, without waiting, and writes where each lies. Returns how
+/// many; 0 when there are none: then one event 2 comes once there are. `ICX_EBUFFER` for an output below 65535 bytes. `ICX_ESYS`
+/// when the device is lost.
+///
+/// # Safety
+/// As [`icx_engine_to_phy`](super::icx_engine_to_phy); `err` is writable for `err_cap` bytes during the call, or NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn icx_tun_read(
+    tun: u32,
+    packets: *mut IcxPacket,
+    capacity: u32,
+    output: *mut u8,
+    output_len: u32,
+    err: *mut u8,
+    err_cap: u32,
+) -> i32 {
+    // SAFETY: the contract on the buffers is the same.
+    unsafe { fill(tun, packets, capacity, output, output_len, err, err_cap, io::read_tun) }
+}
+
+/// Hands packets to a device that no pump has taken. Returns how many were dealt with, from the first on, and writes the verdict of each: 0 taken,
+/// −1 refused (the device is set down, or the packet is no IP packet). `ICX_ESYS` when the device is lost before the first.
+///
+/// # Safety
+/// `input` is readable for `input_len` bytes, `packets` readable and writable for `count` packets, during the call and by nobody else
+/// meanwhile; `err` is writable for `err_cap` bytes during the call, or NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn icx_tun_write(
+    tun: u32,
+    input: *const u8,
+    input_len: u32,
+    packets: *mut IcxPacket,
+    count: u32,
+    err: *mut u8,
+    err_cap: u32,
+) -> i32 {
+    // SAFETY: the contract on the buffers is the same.
+    unsafe { hand(tun, input, input_len, packets, count, err, err_cap, io::write_tun) }
+}
+
 /// Binds the UDP sockets of an underlay. Returns a handle.
 ///
 /// `json`: `{localAddress?, port, sourcePortHashing, family: "ipv4" | "ipv6" | "dual"}`. `ICX_EBUSY` where the port is taken,
@@ -46,6 +90,46 @@ pub unsafe extern "C" fn icx_udp_open(json: *const u8, json_len: u32, err: *mut 
 pub unsafe extern "C" fn icx_udp_info(udp: u32, out: *mut u8, out_cap: u32) -> i32 {
     // SAFETY: the contract on `out` is the same.
     unsafe { run_out(out, out_cap, |call| io::udp_info(call, udp)) }
+}
+
+/// Receives datagrams on sockets that no pump has taken, as [`icx_tun_read`]; `addr` and `port` of each are its source, and its verdict is 0, or
+/// −1 with no bytes for one that was longer than any that can be sent.
+///
+/// # Safety
+/// As [`icx_engine_to_phy`](super::icx_engine_to_phy); `err` is writable for `err_cap` bytes during the call, or NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn icx_udp_receive(
+    udp: u32,
+    packets: *mut IcxPacket,
+    capacity: u32,
+    output: *mut u8,
+    output_len: u32,
+    err: *mut u8,
+    err_cap: u32,
+) -> i32 {
+    // SAFETY: the contract on the buffers is the same.
+    unsafe { fill(udp, packets, capacity, output, output_len, err, err_cap, io::receive_udp) }
+}
+
+/// Sends datagrams to their `addr` and `port` from sockets that no pump has taken. Returns how many were dealt with, from the first on, at
+/// most 64, and writes the verdict of each: 0 sent, −1 refused. `source_port` becomes 0 where that port was taken and the base port
+/// served. When the next one is not dealt with since its socket's buffer is full, one event 3 comes once there is room.
+///
+/// # Safety
+/// `input` is readable for `input_len` bytes, `packets` readable and writable for `count` packets, during the call and by nobody else
+/// meanwhile; `err` is writable for `err_cap` bytes during the call, or NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn icx_udp_send(
+    udp: u32,
+    input: *const u8,
+    input_len: u32,
+    packets: *mut IcxPacket,
+    count: u32,
+    err: *mut u8,
+    err_cap: u32,
+) -> i32 {
+    // SAFETY: the contract on the buffers is the same.
+    unsafe { hand(udp, input, input_len, packets, count, err, err_cap, io::send_udp) }
 }
 
 /// Starts the threads that move packets between a TUN device, an engine and UDP sockets. Returns a handle.
@@ -147,4 +231,52 @@ pub unsafe extern "C" fn icx_resolve(
 ) -> i32 {
     // SAFETY: the contract on the buffers is the same.
     unsafe { run_json_out(json, json_len, out, out_cap, err, err_cap, io::resolve) }
+}
+
+/// Runs a body that fills packets.
+///
+/// # Safety
+/// As [`icx_tun_read`].
+#[expect(clippy::too_many_arguments, reason = "the parameters of a C function, one for one")]
+unsafe fn fill(
+    end: u32,
+    packets: *mut IcxPacket,
+    capacity: u32,
+    output: *mut u8,
+    output_len: u32,
+    err: *mut u8,
+    err_cap: u32,
+    body: impl FnOnce(&Call, u32, &mut [IcxPacket], &mut [u8]) -> Outcome<i32>,
+) -> i32 {
+    let outcome = guard(|call| {
+        // SAFETY: the contract on the buffers is the same; no input is NULL with length 0.
+        let (_, packets, output) = unsafe { batch(core::ptr::null(), 0, packets, capacity, output, output_len) }?;
+        body(call, end, packets, output)
+    });
+    // SAFETY: the contract on `err` is the same.
+    unsafe { finish(err, err_cap, outcome) }
+}
+
+/// Runs a body that takes packets.
+///
+/// # Safety
+/// As [`icx_tun_write`].
+#[expect(clippy::too_many_arguments, reason = "the parameters of a C function, one for one")]
+unsafe fn hand(
+    end: u32,
+    input: *const u8,
+    input_len: u32,
+    packets: *mut IcxPacket,
+    count: u32,
+    err: *mut u8,
+    err_cap: u32,
+    body: impl FnOnce(&Call, u32, &[u8], &mut [IcxPacket]) -> Outcome<i32>,
+) -> i32 {
+    let outcome = guard(|call| {
+        // SAFETY: the contract on the buffers is the same; no output is NULL with length 0.
+        let (input, packets, _) = unsafe { batch(input, input_len, packets, count, core::ptr::null_mut(), 0) }?;
+        body(call, end, input, packets)
+    });
+    // SAFETY: the contract on `err` is the same.
+    unsafe { finish(err, err_cap, outcome) }
 }

@@ -3,6 +3,7 @@
 //! Every function returns the call's errno untouched as [`std::io::Error`] unless its documentation says otherwise;
 //! explaining it to a person is the caller's part.
 
+mod epoll;
 mod event;
 #[cfg(test)]
 mod netns;
@@ -11,10 +12,11 @@ mod socket;
 mod time;
 mod tun;
 
+pub(crate) use epoll::{epoll_arm, epoll_set, epoll_take};
 pub(crate) use event::{Interest, event_fd, poll};
 #[cfg(test)]
 pub(crate) use netns::{enter_network_namespace, unshare_network_namespace};
 pub(crate) use process::set_parent_death_signal;
-pub(crate) use socket::{ReceiveBatch, SendHeaders, recvmmsg, sendmmsg, set_option};
+pub(crate) use socket::{ReceiveBatch, Received, SendHeaders, recvmmsg, sendmmsg, set_option};
 pub(crate) use time::clock_boottime;
 pub(crate) use tun::tun_attach;

@@ -93,13 +93,16 @@ fn empty_header() -> libc::mmsghdr {
     unsafe { mem::zeroed() }
 }
 
-/// Room for the headers of one [`sendmmsg`], reused from call to call. It belongs to one thread: the headers hold
-/// pointers, which are written anew in each call and followed in that call only.
+/// Room for the headers of one [`sendmmsg`], reused from call to call. The headers hold pointers, which are written anew in each
+/// call and followed in that call only.
 pub(crate) struct SendHeaders {
     names: Box<[(Name, libc::socklen_t)]>,
     pieces: Box<[libc::iovec]>,
     headers: Box<[libc::mmsghdr]>,
 }
+
+// SAFETY: no pointer in the headers is followed but in the call that wrote it, which borrows all of this mutably.
+unsafe impl Send for SendHeaders {}
 
 impl SendHeaders {
     pub(crate) fn new(capacity: usize) -> Self {
@@ -155,7 +158,7 @@ pub(crate) struct Received<'a> {
     pub(crate) truncated: bool,
 }
 
-/// Buffers and headers of one [`recvmmsg`], reused from call to call. It belongs to one thread, as [`SendHeaders`].
+/// Buffers and headers of one [`recvmmsg`], reused from call to call, as [`SendHeaders`].
 pub(crate) struct ReceiveBatch {
     buffer: Box<[u8]>,
     slot_bytes: usize,
@@ -164,6 +167,9 @@ pub(crate) struct ReceiveBatch {
     headers: Box<[libc::mmsghdr]>,
     received: usize,
 }
+
+// SAFETY: as for [`SendHeaders`]; what was received is read from the buffer itself.
+unsafe impl Send for ReceiveBatch {}
 
 impl ReceiveBatch {
     /// `slots` datagrams of at most `slot_bytes` each. Memory becomes resident only as far as datagrams reach.

@@ -1,0 +1,259 @@
+//! What the calls of a device and of sockets come to, for whoever moves packets between them: the pump's workers, or a caller outside
+//! that takes and gives batches. Which failure ends that, and which costs a packet, is said here only.
+
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use icx_proto::Instant;
+
+use crate::pump::PumpError;
+use crate::readiness::{Direction, Readiness};
+use crate::sys::{self, ReceiveBatch, SendHeaders};
+use crate::tun::Tun;
+use crate::udp::{Choice, Udp, send_run};
+
+/// The largest packet or datagram, by the length fields of IPv4, IPv6 (without jumbograms) and UDP.
+pub const MAX_PACKET_BYTES: usize = 65_535;
+
+/// Receive slots start at different cache sets, not all at the start of a page.
+pub(crate) const RECEIVE_SLOT_BYTES: usize = 65_536 + 128;
+
+/// Datagrams per system call, for callers outside.
+const BATCH: usize = 64;
+
+/// The queue that callers outside use.
+const QUEUE: usize = 0;
+
+impl Tun {
+    /// Reads the next packet into `buffer`, without waiting; `None` when there is none. Only a lost device is an error.
+    pub(crate) fn next_packet(&self, queue: usize, buffer: &mut [u8]) -> Result<Option<usize>, PumpError> {
+        loop {
+            match self.read(queue, buffer) {
+                Ok(0) => return Ok(None),
+                Ok(length) => return Ok(Some(length)),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return Ok(None),
+                    io::ErrorKind::Interrupted => {}
+                    _ => return Err(self.failure("read", error)),
+                },
+            }
+        }
+    }
+
+    /// Hands the device a packet; false when it does not take it (it is set down, there is no memory, the packet is no IP
+    /// packet). Only a lost device is an error.
+    pub(crate) fn deliver(&self, queue: usize, packet: &[u8]) -> Result<bool, PumpError> {
+        let error = loop {
+            match self.write(queue, packet) {
+                Ok(()) => return Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break error,
+            }
+        };
+        match error.raw_os_error() {
+            Some(libc::EBADFD | libc::ENODEV | libc::ENXIO | libc::EBADF | libc::EFAULT) => {
+                Err(self.failure("write", error))
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn failure(&self, call: &'static str, source: io::Error) -> PumpError {
+        let device = self.name().to_owned();
+        match source.raw_os_error() {
+            // What a descriptor answers whose device is gone (`tun_get` in drivers/net/tun.c), or is going.
+            Some(libc::EBADFD | libc::ENODEV | libc::ENXIO) => PumpError::DeviceRemoved { device, call, source },
+            _ => PumpError::Device { device, call, source },
+        }
+    }
+
+    /// Reads up to `capacity` packets to the start of `output`, one behind the other, without waiting, as long as there is room for
+    /// one of [`MAX_PACKET_BYTES`]. `packet` hears where each lies. Returns how many there were; when it is none, `readiness` tells
+    /// `token` once there are.
+    pub fn read_batch(
+        &self,
+        output: &mut [u8],
+        capacity: usize,
+        readiness: &Readiness,
+        token: u32,
+        packet: &mut dyn FnMut(Range<usize>),
+    ) -> Result<usize, PumpError> {
+        let (mut count, mut used) = (0, 0);
+        while count < capacity && output.len() - used >= MAX_PACKET_BYTES {
+            let length = match self.next_packet(QUEUE, &mut output[used..]) {
+                Ok(Some(length)) => length,
+                Err(error) if count == 0 => return Err(error),
+                // Before a failure, what was read is handed out; the failure comes again.
+                Ok(None) | Err(_) => break,
+            };
+            packet(used..used + length);
+            used += length;
+            count += 1;
+        }
+        if count == 0 {
+            readiness
+                .arm(Direction::Read, self.queue_fd(QUEUE), token)
+                .map_err(|source| PumpError::Wait { call: "epoll_ctl", source })?;
+        }
+        Ok(count)
+    }
+
+    /// Hands the device a packet, as the pump does: false when it does not take it.
+    pub fn write_packet(&self, packet: &[u8]) -> Result<bool, PumpError> {
+        self.deliver(QUEUE, packet)
+    }
+}
+
+/// What a receive came to.
+pub(crate) enum Received {
+    Datagrams(usize),
+    /// None. `pause`: although the socket may be readable.
+    Nothing {
+        pause: bool,
+    },
+}
+
+impl Udp {
+    /// Receives what is there, without waiting. Only a socket that cannot be used any more is an error.
+    pub(crate) fn receive(&self, batch: &mut ReceiveBatch) -> Result<Received, PumpError> {
+        match sys::recvmmsg(self.base(), batch) {
+            Ok(received) => Ok(Received::Datagrams(received)),
+            Err(source) => match source.raw_os_error() {
+                Some(libc::EAGAIN | libc::EINTR) => Ok(Received::Nothing { pause: false }),
+                Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::EINVAL) => {
+                    Err(PumpError::Socket { address: self.local_addr(), call: "recvmmsg", source })
+                }
+                // A pending error of the socket, now told, or a moment without memory.
+                _ => Ok(Received::Nothing { pause: true }),
+            },
+        }
+    }
+}
+
+/// A datagram to send.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram<'a> {
+    pub payload: &'a [u8],
+    pub to: SocketAddr,
+    /// The hashed port to send from; `None`: the base port.
+    pub source_port: Option<u16>,
+}
+
+/// What became of a [`Datagram`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendOutcome {
+    pub sent: bool,
+    /// It left, or would have, from the base port although a hashed one was asked for.
+    pub fell_back: bool,
+}
+
+/// A datagram that has arrived.
+#[derive(Clone, Copy, Debug)]
+pub struct ReceivedDatagram<'a> {
+    pub payload: &'a [u8],
+    /// `None` when the kernel gave no internet address.
+    pub from: Option<SocketAddr>,
+    /// It was longer than any that can be sent; its end is lost.
+    pub truncated: bool,
+}
+
+/// What sending and receiving batches through a [`Udp`] takes in memory; it belongs to one socket set. Nothing is allocated after it
+/// was made.
+pub struct DatagramBatches {
+    headers: SendHeaders,
+    choices: Vec<Choice>,
+    received: ReceiveBatch,
+    count: usize,
+    /// The first of those received that has not been handed out.
+    next: usize,
+}
+
+impl Default for DatagramBatches {
+    fn default() -> Self {
+        DatagramBatches {
+            headers: SendHeaders::new(BATCH),
+            choices: Vec::with_capacity(BATCH),
+            received: ReceiveBatch::new(BATCH, RECEIVE_SLOT_BYTES),
+            count: 0,
+            next: 0,
+        }
+    }
+}
+
+impl DatagramBatches {
+    /// Hands out datagrams that have arrived, without waiting, until `take` answers false: that one comes first in the next call.
+    /// Returns how many were taken; when none was there, `readiness` tells `token` once there is.
+    pub fn receive(
+        &mut self,
+        udp: &Udp,
+        readiness: &Readiness,
+        token: u32,
+        take: &mut dyn FnMut(ReceivedDatagram<'_>) -> bool,
+    ) -> Result<usize, PumpError> {
+        if self.next == self.count {
+            self.next = 0;
+            self.count = match udp.receive(&mut self.received)? {
+                Received::Datagrams(count) => count,
+                Received::Nothing { .. } => 0,
+            };
+        }
+        if self.count == 0 {
+            readiness
+                .arm(Direction::Read, udp.base(), token)
+                .map_err(|source| PumpError::Wait { call: "epoll_ctl", source })?;
+            return Ok(0);
+        }
+        let first = self.next;
+        for datagram in self.received.datagrams().skip(first) {
+            let sys::Received { payload, from, truncated } = datagram;
+            if !take(ReceivedDatagram { payload, from, truncated }) {
+                break;
+            }
+            self.next += 1;
+        }
+        Ok(self.next - first)
+    }
+
+    /// Sends the first datagrams of `datagrams`, in order, without waiting; `outcome` hears of each. Returns how many that were: when the
+    /// socket of the next one takes no more for the moment, `readiness` tells `token` once it does.
+    pub fn send(
+        &mut self,
+        udp: &Udp,
+        now: Instant,
+        datagrams: &[Datagram<'_>],
+        (readiness, token): (&Readiness, u32),
+        outcome: &mut dyn FnMut(usize, SendOutcome),
+    ) -> Result<usize, PumpError> {
+        let datagrams = &datagrams[..datagrams.len().min(BATCH)];
+        self.choices.clear();
+        self.choices.extend(datagrams.iter().map(|datagram| udp.choose(datagram.source_port, now)));
+        let mut next = 0;
+        for run in self.choices.chunk_by(|a, b| a.socket == b.socket) {
+            let (first, last) = (next, next + run.len());
+            let socket = udp.socket(run[0].socket);
+            let mut refused = [false; BATCH];
+            next += send_run(
+                socket,
+                &mut self.headers,
+                run.len(),
+                |from| {
+                    let rest = &datagrams[first + from..last];
+                    rest.iter().map(|datagram| (udp.to_socket_family(datagram.to), datagram.payload))
+                },
+                &mut |at, _error| refused[at] = true,
+            );
+            for at in first..next {
+                let Choice { fell_back, .. } = run[at - first];
+                outcome(at, SendOutcome { sent: !refused[at - first], fell_back });
+            }
+            if next < last {
+                readiness
+                    .arm(Direction::Write, socket, token)
+                    .map_err(|source| PumpError::Wait { call: "epoll_ctl", source })?;
+                break;
+            }
+        }
+        Ok(next)
+    }
+}
