@@ -4,7 +4,6 @@
  * @module
  */
 
-import { DatapathError } from "./errors.ts";
 import type { Endpoint, PacketBatch } from "./packet_batch.ts";
 
 /** One packet in a queue. */
@@ -103,12 +102,4 @@ export class PacketQueue {
       }
     }
   }
-}
-
-/** What using a closed end throws. */
-export function closedEnd(what: string, operation: string): DatapathError {
-  return new DatapathError(`Cannot ${operation} as the ${what} is closed: make a new pair`, {
-    code: "closed",
-    operation,
-  });
 }

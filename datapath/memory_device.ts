@@ -4,7 +4,7 @@
  * @module
  */
 
-import { closedEnd, PacketQueue } from "./_packet_queue.ts";
+import { MemoryEnd } from "./_memory_end.ts";
 import type { ScriptDevice } from "./device.ts";
 import type { PacketBatch } from "./packet_batch.ts";
 
@@ -36,14 +36,11 @@ export interface MemoryDeviceOptions {
 export class MemoryDevice implements ScriptDevice {
   readonly kind = "script";
   readonly mtuBytes: number;
-  readonly #in: PacketQueue;
-  readonly #out: PacketQueue;
-  #closed = false;
+  readonly #end: MemoryEnd;
 
-  private constructor(mtuBytes: number, queues: { readonly in: PacketQueue; readonly out: PacketQueue }) {
+  private constructor(mtuBytes: number, end: MemoryEnd) {
     this.mtuBytes = mtuBytes;
-    this.#in = queues.in;
-    this.#out = queues.out;
+    this.#end = end;
   }
 
   /**
@@ -57,27 +54,22 @@ export class MemoryDevice implements ScriptDevice {
     if (!(Number.isInteger(mtuBytes) && mtuBytes >= 20 && mtuBytes <= 65_535)) {
       throw new RangeError(`Cannot make a device as "mtuBytes" must be 20 to 65535: current value is ${mtuBytes}`);
     }
-    const [there, back] = [new PacketQueue(capacity), new PacketQueue(capacity)];
-    return [
-      new MemoryDevice(mtuBytes, { in: back, out: there }),
-      new MemoryDevice(mtuBytes, { in: there, out: back }),
-    ];
+    const [left, right] = MemoryEnd.pair("device", capacity);
+    return [new MemoryDevice(mtuBytes, left), new MemoryDevice(mtuBytes, right)];
   }
 
   async read(batch: PacketBatch, options: { readonly signal?: AbortSignal | undefined } = {}): Promise<number> {
-    return await this.#in.take(batch, options);
+    return await this.#end.take(batch, options);
   }
 
   async write(
     batch: PacketBatch,
     options: { readonly from?: number; readonly signal?: AbortSignal | undefined } = {},
   ): Promise<number> {
-    const { from = 0 } = options;
-    const room = await this.#room(options);
-    const count = Math.min(room, batch.length - from);
-    for (let i = from; i < from + count; i++) this.#checkSize(batch.packetBytes(i));
-    for (let i = from; i < from + count; i++) this.#out.put({ bytes: batch.packet(i).slice() });
-    return count;
+    return await this.#end.give(batch, options, (i) => {
+      this.#checkSize(batch.packetBytes(i));
+      return { bytes: batch.packet(i).slice() };
+    });
   }
 
   /**
@@ -89,8 +81,7 @@ export class MemoryDevice implements ScriptDevice {
    */
   async push(packet: Uint8Array, options: { readonly signal?: AbortSignal | undefined } = {}): Promise<void> {
     this.#checkSize(packet.length);
-    await this.#room(options);
-    this.#out.put({ bytes: packet.slice() });
+    await this.#end.push({ bytes: packet.slice() }, options);
   }
 
   /**
@@ -102,25 +93,16 @@ export class MemoryDevice implements ScriptDevice {
   async pull(
     options: { readonly signal?: AbortSignal | undefined } = {},
   ): Promise<Uint8Array<ArrayBuffer> | undefined> {
-    return (await this.#in.shift(options))?.bytes;
+    return (await this.#end.pull(options))?.bytes;
   }
 
   close(): Promise<void> {
-    this.#closed = true;
-    this.#in.close();
-    this.#out.wake();
-    return Promise.resolve();
+    return this.#end.close();
   }
 
   /** Closes it. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
-  }
-
-  async #room(options: { readonly signal?: AbortSignal | undefined }): Promise<number> {
-    const room = await this.#out.room(() => this.#closed, options);
-    if (this.#closed) throw closedEnd("device", "write packets");
-    return room;
   }
 
   #checkSize(bytes: number): void {

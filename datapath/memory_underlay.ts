@@ -4,7 +4,8 @@
  * @module
  */
 
-import { closedEnd, PacketQueue } from "./_packet_queue.ts";
+import { MemoryEnd } from "./_memory_end.ts";
+import type { QueuedPacket } from "./_packet_queue.ts";
 import { type Endpoint, MAX_PACKET_BYTES, type PacketBatch } from "./packet_batch.ts";
 import type { ScriptUnderlay } from "./underlay.ts";
 
@@ -49,14 +50,11 @@ export class MemoryUnderlay implements ScriptUnderlay {
   readonly kind = "script";
   /** What the other side sees as the source. */
   readonly endpoint: Endpoint;
-  readonly #in: PacketQueue;
-  readonly #out: PacketQueue;
-  #closed = false;
+  readonly #end: MemoryEnd;
 
-  private constructor(endpoint: Endpoint, queues: { readonly in: PacketQueue; readonly out: PacketQueue }) {
+  private constructor(endpoint: Endpoint, end: MemoryEnd) {
     this.endpoint = endpoint;
-    this.#in = queues.in;
-    this.#out = queues.out;
+    this.#end = end;
   }
 
   /**
@@ -67,26 +65,19 @@ export class MemoryUnderlay implements ScriptUnderlay {
    */
   static pair(options: MemoryUnderlayOptions = {}): [MemoryUnderlay, MemoryUnderlay] {
     const { endpoints = DEFAULT_ENDPOINTS, capacity = 256 } = options;
-    const [there, back] = [new PacketQueue(capacity), new PacketQueue(capacity)];
-    return [
-      new MemoryUnderlay(endpoints[0], { in: back, out: there }),
-      new MemoryUnderlay(endpoints[1], { in: there, out: back }),
-    ];
+    const [left, right] = MemoryEnd.pair("underlay", capacity);
+    return [new MemoryUnderlay(endpoints[0], left), new MemoryUnderlay(endpoints[1], right)];
   }
 
   async receive(batch: PacketBatch, options: { readonly signal?: AbortSignal | undefined } = {}): Promise<number> {
-    return await this.#in.take(batch, options);
+    return await this.#end.take(batch, options);
   }
 
   async send(
     batch: PacketBatch,
     options: { readonly from?: number; readonly signal?: AbortSignal | undefined } = {},
   ): Promise<number> {
-    const { from = 0 } = options;
-    const room = await this.#room(options);
-    const count = Math.min(room, batch.length - from);
-    for (let i = from; i < from + count; i++) this.#put(batch.packet(i), batch.endpoint(i));
-    return count;
+    return await this.#end.give(batch, options, (i) => this.#datagram(batch.packet(i), batch.endpoint(i)));
   }
 
   /**
@@ -107,8 +98,7 @@ export class MemoryUnderlay implements ScriptUnderlay {
         `Cannot send a datagram as it must have at most ${MAX_PACKET_BYTES} bytes: it has ${bytes.length}`,
       );
     }
-    await this.#room(options);
-    this.#put(bytes, destination);
+    await this.#end.push(this.#datagram(bytes, destination), options);
   }
 
   /**
@@ -118,16 +108,13 @@ export class MemoryUnderlay implements ScriptUnderlay {
    * @returns The datagram; `undefined` when this side is closed.
    */
   async pull(options: { readonly signal?: AbortSignal | undefined } = {}): Promise<MemoryDatagram | undefined> {
-    const packet = await this.#in.shift(options);
+    const packet = await this.#end.pull(options);
     if (packet?.source === undefined || packet.destination === undefined) return undefined;
     return { bytes: packet.bytes, source: packet.source, destination: packet.destination };
   }
 
   close(): Promise<void> {
-    this.#closed = true;
-    this.#in.close();
-    this.#out.wake();
-    return Promise.resolve();
+    return this.#end.close();
   }
 
   /** Closes it. */
@@ -135,14 +122,8 @@ export class MemoryUnderlay implements ScriptUnderlay {
     return this.close();
   }
 
-  async #room(options: { readonly signal?: AbortSignal | undefined }): Promise<number> {
-    const room = await this.#out.room(() => this.#closed, options);
-    if (this.#closed) throw closedEnd("underlay", "send datagrams");
-    return room;
-  }
-
-  #put(bytes: Uint8Array, destination: Endpoint): void {
-    this.#out.put({ bytes: bytes.slice(), source: this.endpoint, destination });
+  #datagram(bytes: Uint8Array, destination: Endpoint): QueuedPacket {
+    return { bytes: bytes.slice(), source: this.endpoint, destination };
   }
 }
 
