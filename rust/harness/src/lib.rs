@@ -8,6 +8,7 @@ pub mod authentic;
 pub mod control;
 pub mod engine_model;
 pub mod ffi;
+pub mod offload;
 pub mod state;
 pub mod wire;
 
@@ -15,7 +16,7 @@ pub mod wire;
 pub type Check = fn(&[u8]);
 
 /// Every check by the name of its fuzz target and of its corpus folder.
-pub const TARGETS: [(&str, Check); 22] = [
+pub const TARGETS: [(&str, Check); 24] = [
     ("announced_spis", state::announced_spis),
     ("authentic_packet", authentic::packet),
     ("certificate", control::certificate),
@@ -33,6 +34,8 @@ pub const TARGETS: [(&str, Check); 22] = [
     ("ip_prefix", wire::ip_prefix),
     ("key_plane", control::key_plane),
     ("neighbor", wire::neighbor),
+    ("offload_cut", offload::cut),
+    ("offload_merge", offload::merge),
     ("outer", wire::outer),
     ("public_key", control::public_key),
     ("rate_limit", state::rate_limit),
