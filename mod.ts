@@ -47,6 +47,7 @@ export * from "./control/prefix.ts";
 export * from "./control/tunnel.ts";
 export * from "./datapath/backoff.ts";
 export * from "./datapath/clock.ts";
+export * from "./datapath/counters.ts";
 export * from "./datapath/datapath.ts";
 export * from "./datapath/device.ts";
 export * from "./datapath/engine.ts";

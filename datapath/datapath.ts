@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Counters } from "./engine.ts";
+import type { Counters } from "./counters.ts";
 
 /** Options of {@linkcode Datapath.run}. */
 export interface DatapathRunOptions {

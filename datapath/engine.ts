@@ -8,77 +8,9 @@ import { type Argument, requireInteger, requireType, VNI_RANGE } from "../native
 import { NativeEngine } from "../native/engine.ts";
 import { NativeError } from "../native/errors.ts";
 import { type Library, libraryOf } from "../native/library.ts";
+import { COUNTER_NAMES, type Counters } from "./counters.ts";
 import { DatapathError, guarded } from "./errors.ts";
 import { type Direction, PacketBatch } from "./packet_batch.ts";
-
-const COUNTER_NAMES: readonly CounterName[] = [
-  "rx_packets",
-  "rx_bytes",
-  "rx_malformed",
-  "rx_unknown_vni",
-  "rx_bad_peer",
-  "rx_no_key",
-  "rx_expired_key",
-  "rx_spi_mismatch",
-  "rx_rate_limited",
-  "rx_auth_failed",
-  "rx_replayed",
-  "rx_bad_inner",
-  "rx_invalid_src",
-  "rx_invalid_dst",
-  "tx_packets",
-  "tx_bytes",
-  "tx_not_ip",
-  "tx_malformed",
-  "tx_no_route",
-  "tx_no_key",
-  "tx_expired_key",
-  "tx_exhausted",
-  "tx_too_big",
-  "tx_no_local",
-  "tx_errors",
-  "last_rx",
-  "last_tx",
-  "last_keepalive",
-];
-
-/** The name of a counter: the same in every interface. */
-export type CounterName =
-  | "rx_packets"
-  | "rx_bytes"
-  | "rx_malformed"
-  | "rx_unknown_vni"
-  | "rx_bad_peer"
-  | "rx_no_key"
-  | "rx_expired_key"
-  | "rx_spi_mismatch"
-  | "rx_rate_limited"
-  | "rx_auth_failed"
-  | "rx_replayed"
-  | "rx_bad_inner"
-  | "rx_invalid_src"
-  | "rx_invalid_dst"
-  | "tx_packets"
-  | "tx_bytes"
-  | "tx_not_ip"
-  | "tx_malformed"
-  | "tx_no_route"
-  | "tx_no_key"
-  | "tx_expired_key"
-  | "tx_exhausted"
-  | "tx_too_big"
-  | "tx_no_local"
-  | "tx_errors"
-  | "last_rx"
-  | "last_tx"
-  | "last_keepalive";
-
-/**
- * Counters at one moment. `rx_packets` and `tx_packets` count what was opened and sealed, keepalives included, and the
- * `_bytes` their inner bytes; `last_rx`, `last_tx` and `last_keepalive` are times of the engine's clock in nanoseconds,
- * 0 for never; every other one counts packets dropped for that reason.
- */
-export type Counters = Readonly<Record<CounterName, bigint>>;
 
 /** Which part of a batch a transform begins with. */
 export interface TransformOptions {
@@ -270,9 +202,17 @@ export class Engine implements EngineXfrm, Disposable {
   readonly #networks = new Set<number>();
   readonly #counterValues = new BigUint64Array(COUNTER_NAMES.length);
 
-  private constructor(native: NativeEngine, manualClock: boolean) {
+  /**
+   * Why it cannot move real traffic over UDP, with what to do; `undefined` when it can.
+   *
+   * @internal
+   */
+  readonly obstacle: string | undefined;
+
+  private constructor(native: NativeEngine, options: EngineOptions) {
     this.#native = native;
-    this.#manualClock = manualClock;
+    this.#manualClock = options.dangerManualClock === true;
+    this.obstacle = obstacleOf(options);
   }
 
   /**
@@ -295,7 +235,7 @@ export class Engine implements EngineXfrm, Disposable {
           underlay: rawUnderlay === undefined ? "udp" : { raw: rawUnderlay },
           innerMtu: innerMtuBytes,
         }),
-        options.dangerManualClock === true,
+        options,
       ));
   }
 
@@ -489,4 +429,11 @@ function requireBatch(value: unknown, argument: Argument): void {
 
 function requireInnerMtu(bytes: number, argument: Argument): void {
   requireInteger(bytes, { ...argument, min: 0, max: 65535 });
+}
+
+function obstacleOf({ rawUnderlay, dangerManualClock = false }: EngineOptions): string | undefined {
+  if (rawUnderlay !== undefined) return "it has a raw underlay: create it without one";
+  return dangerManualClock
+    ? "its clock is set by hand, and keys would never expire: create it with the system's"
+    : undefined;
 }

@@ -1,6 +1,8 @@
 import { deepStrictEqual, ok, strictEqual, throws } from "node:assert/strict";
 import { addressBytes } from "../control/prefix.ts";
+import { counterNames } from "../native/engine.ts";
 import { Library } from "../native/library.ts";
+import { COUNTER_NAMES } from "./counters.ts";
 import { Engine } from "./engine.ts";
 import { DatapathError, type DatapathErrorCode } from "./errors.ts";
 import { PacketBatch } from "./packet_batch.ts";
@@ -203,4 +205,49 @@ Deno.test("an engine that is closed says so", async () => {
   engine.close();
   throws(() => engine.counters(), withCode("closed"));
   throws(() => engine.addNetwork({ vni: 1, peer: "192.0.2.2:6081", routes: [] }), withCode("closed"));
+});
+
+Deno.test("an engine call that is refused leaves its batches as they were", async () => {
+  await using library = Library.open();
+  const engine = create(library);
+  engine.addNetwork({ vni: 7, peer: "192.0.2.2:6081", routes: ROUTES });
+  engine.dangerInstall({ vni: 7, ...KEYS });
+  const [input, output, other] = [new PacketBatch(), new PacketBatch(), new PacketBatch()];
+  input.append(packet());
+  input.append(packet(60));
+  strictEqual(engine.virtToPhy(input, output), 2);
+  const sealed = [0, 1].map((i) => output.packet(i).slice());
+  const unchanged = () => {
+    deepStrictEqual(
+      [0, 1].map((i) => [output.verdict(i), output.packet(i)]),
+      sealed.map((bytes) => ["forward", bytes]),
+    );
+    deepStrictEqual([0, 1].map((i) => input.packet(i)), [packet(), packet(60)]);
+    strictEqual(engine.counters(7).tx_packets, 2n);
+  };
+  for (const call of ["virtToPhy", "phyToVirt"] as const) {
+    throws(() => engine[call](output, output), TypeError);
+    unchanged();
+    throws(() => engine[call](input, output, { from: 3 }), RangeError);
+    unchanged();
+  }
+  // What the refused calls left is still good for the next one.
+  strictEqual(engine.virtToPhy(input, other, { from: 1 }), 1);
+  strictEqual(other.verdict(0), "forward");
+  engine.close();
+  for (
+    const call of [
+      () => engine.virtToPhy(input, output),
+      () => engine.phyToVirt(input, output),
+      () => engine.toPhy(output),
+    ]
+  ) {
+    throws(call, withCode("closed"));
+    deepStrictEqual([0, 1].map((i) => output.packet(i)), sealed);
+  }
+});
+
+Deno.test("COUNTER_NAMES are those of the library", async () => {
+  await using library = Library.open();
+  deepStrictEqual(COUNTER_NAMES, counterNames(library));
 });

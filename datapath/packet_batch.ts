@@ -5,6 +5,7 @@
  */
 
 import { requireInteger, requireObject, requireType } from "../native/arguments.ts";
+import { RX_DROP_REASONS, type RxDropReason, TX_DROP_REASONS, type TxDropReason } from "./counters.ts";
 
 /** Bytes of one descriptor: `IcxPacket` of the C interface. */
 const DESCRIPTOR_BYTES = 48;
@@ -26,58 +27,8 @@ export const MAX_PACKET_BYTES: number = 65_535;
 /** The first 12 bytes of an IPv4-mapped IPv6 address. */
 const MAPPED = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
-/** Why an inbound packet went no further: the name of the counter that went up, in the order of the C interface. */
-const RX_DROPS: readonly DropReason[] = [
-  "rx_malformed",
-  "rx_unknown_vni",
-  "rx_bad_peer",
-  "rx_no_key",
-  "rx_expired_key",
-  "rx_spi_mismatch",
-  "rx_rate_limited",
-  "rx_auth_failed",
-  "rx_replayed",
-  "rx_bad_inner",
-  "rx_invalid_src",
-  "rx_invalid_dst",
-];
-
-/** Why an outbound packet went no further: the name of the counter that went up, in the order of the C interface. */
-const TX_DROPS: readonly DropReason[] = [
-  "tx_not_ip",
-  "tx_malformed",
-  "tx_no_route",
-  "tx_no_key",
-  "tx_expired_key",
-  "tx_exhausted",
-  "tx_too_big",
-  "tx_no_local",
-  "tx_errors",
-];
-
 /** Why a packet went no further: the name of the counter that went up. */
-export type DropReason =
-  | "rx_malformed"
-  | "rx_unknown_vni"
-  | "rx_bad_peer"
-  | "rx_no_key"
-  | "rx_expired_key"
-  | "rx_spi_mismatch"
-  | "rx_rate_limited"
-  | "rx_auth_failed"
-  | "rx_replayed"
-  | "rx_bad_inner"
-  | "rx_invalid_src"
-  | "rx_invalid_dst"
-  | "tx_not_ip"
-  | "tx_malformed"
-  | "tx_no_route"
-  | "tx_no_key"
-  | "tx_expired_key"
-  | "tx_exhausted"
-  | "tx_too_big"
-  | "tx_no_local"
-  | "tx_errors";
+export type DropReason = RxDropReason | TxDropReason;
 
 /**
  * What became of a packet.
@@ -120,8 +71,10 @@ export class PacketBatch {
   /** How many packets there is room for. */
   readonly capacity: number;
   readonly #buffer: Uint8Array<ArrayBuffer>;
-  readonly #descriptors: Uint8Array<ArrayBuffer>;
-  readonly #view: DataView;
+  #descriptors: Uint8Array<ArrayBuffer>;
+  #view: DataView;
+  /** For the next call that fills this batch, which takes the place of the others when it has gone well. */
+  #spare: Uint8Array<ArrayBuffer>;
   #length = 0;
   #used = 0;
   #direction: Direction = "tx";
@@ -142,6 +95,7 @@ export class PacketBatch {
     this.#buffer = new Uint8Array(bufferBytes);
     this.#descriptors = new Uint8Array(capacity * DESCRIPTOR_BYTES);
     this.#view = new DataView(this.#descriptors.buffer);
+    this.#spare = new Uint8Array(capacity * DESCRIPTOR_BYTES);
   }
 
   /** How many packets are in it. */
@@ -213,7 +167,7 @@ export class PacketBatch {
     const code = this.#view.getInt32(this.#at(index) + VERDICT, LITTLE_ENDIAN);
     const verdict = code >= 0
       ? (["forward", "handled", "consumed"] as const)[code]
-      : (this.#direction === "rx" ? RX_DROPS : TX_DROPS)[-1 - code];
+      : (this.#direction === "rx" ? RX_DROP_REASONS : TX_DROP_REASONS)[-1 - code];
     if (verdict === undefined) {
       throw new RangeError(`Cannot read the verdict as it must be known: current value is ${code}`);
     }
@@ -274,7 +228,7 @@ export class PacketBatch {
    * @param input The batch whose packets are transformed, beginning with `from`; without one the call makes packets.
    * @param call Gets the input's bytes, the descriptors, how many of them count, and the output's bytes; returns how many
    * it filled in.
-   * @returns How many packets this batch now holds.
+   * @returns How many packets this batch now holds. When it throws, the batch holds what it held before.
    */
   fill(
     direction: Direction,
@@ -291,19 +245,23 @@ export class PacketBatch {
       if (batch === this) throw new TypeError("Cannot transform a batch into itself: give another one for the output");
       requireInteger(from, { operation: "transform packets", name: "from", min: 0, max: batch.#length });
     }
-    this.clear();
-    this.#direction = direction;
     let count = this.capacity;
     let bytes = EMPTY;
+    const descriptors = this.#spare;
     if (input !== undefined) {
       const { batch, from } = input;
       count = Math.min(count, batch.#length - from);
       const start = from * DESCRIPTOR_BYTES;
-      this.#descriptors.set(batch.#descriptors.subarray(start, start + count * DESCRIPTOR_BYTES));
+      descriptors.set(batch.#descriptors.subarray(start, start + count * DESCRIPTOR_BYTES));
       bytes = batch.#buffer.subarray(0, batch.#used);
     }
-    if (count === 0) return 0;
-    this.#length = call(bytes, this.#descriptors, count, this.#buffer);
+    const length = count === 0 ? 0 : call(bytes, descriptors, count, this.#buffer);
+    this.#spare = this.#descriptors;
+    this.#descriptors = descriptors;
+    this.#view = new DataView(descriptors.buffer);
+    this.#direction = direction;
+    this.#length = length;
+    this.#used = 0;
     // Results lie in the order of the packets, so the last one that has bytes ends where the free rest begins.
     for (let i = 0; i < this.#length; i++) {
       const at = i * DESCRIPTOR_BYTES;
@@ -311,6 +269,23 @@ export class PacketBatch {
       if (length > 0) this.#used = this.#view.getUint32(at + OFFSET, LITTLE_ENDIAN) + length;
     }
     return this.#length;
+  }
+
+  /**
+   * Runs one native call over the packets from `from` on: for native ends only.
+   *
+   * @param call Gets the batch's bytes, the descriptors of those packets, and how many they are.
+   * @returns What the call gives.
+   */
+  hand<T>(
+    from: number,
+    call: (input: Uint8Array<ArrayBuffer>, descriptors: Uint8Array<ArrayBuffer>, count: number) => T,
+  ): T {
+    return call(
+      this.#buffer.subarray(0, this.#used),
+      this.#descriptors.subarray(from * DESCRIPTOR_BYTES, this.#length * DESCRIPTOR_BYTES),
+      this.#length - from,
+    );
   }
 
   #at(index: number): number {
