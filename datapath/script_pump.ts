@@ -1,5 +1,5 @@
 /**
- * What moves packets between two ends written in TypeScript.
+ * What moves packets between two ends of which at least one is written in TypeScript.
  *
  * @module
  */
@@ -8,14 +8,15 @@ import { setImmediate } from "node:timers";
 import { orAbort } from "../native/marshal.ts";
 import { type Clock, delay, systemClock } from "./clock.ts";
 import type { EndCounters } from "./datapath.ts";
-import type { ScriptDevice } from "./device.ts";
+import type { Device } from "./device.ts";
 import type { EngineXfrm } from "./engine.ts";
 import { DatapathError } from "./errors.ts";
 import { PacketBatch } from "./packet_batch.ts";
 import { NO_END_COUNTERS, type Pump } from "./pump.ts";
+import { brokenEnd, deviceEnd, type Given, type PumpEnd, underlayEnd } from "./pump_ends.ts";
 import { supervise } from "./supervise.ts";
 import { Turns } from "./turns.ts";
-import type { ScriptUnderlay } from "./underlay.ts";
+import type { Underlay } from "./underlay.ts";
 
 /** Packets per batch, in both directions. A batch of this many is all that a direction holds of packets that do not get on. */
 export const BATCH_PACKETS = 64;
@@ -28,16 +29,6 @@ const TIMER_MS = 100;
 
 /** How long packets may move without the other work of the process getting its turn. */
 const BREATH_MS = 10;
-
-/** What an end is asked for. */
-type EndCall = "read" | "write" | "receive" | "send";
-
-const END: Readonly<Record<EndCall, string>> = {
-  read: "device",
-  write: "device",
-  receive: "underlay",
-  send: "underlay",
-};
 
 /** Failures in a row of one call: how long to wait after each, and when to give up. */
 export class FailureStreak {
@@ -68,9 +59,9 @@ export class FailureStreak {
 /** What a {@linkcode ScriptPump} is made of. */
 export interface ScriptPumpOptions {
   /** The inner side. */
-  readonly device: ScriptDevice;
+  readonly device: Device;
   /** The outer side. */
-  readonly underlay: ScriptUnderlay;
+  readonly underlay: Underlay;
   /** What is between them. */
   readonly engine: EngineXfrm;
   /** Time. @default systemClock */
@@ -82,25 +73,23 @@ export interface ScriptPumpOptions {
  * it does not ask an end for more before the other one has taken what there is.
  */
 export class ScriptPump implements Pump {
-  readonly #device: ScriptDevice;
-  readonly #underlay: ScriptUnderlay;
+  readonly #device: PumpEnd;
+  readonly #underlay: PumpEnd;
   readonly #engine: EngineXfrm;
   readonly #clock: Clock;
   readonly #counters: { -readonly [Name in keyof EndCounters]: EndCounters[Name] } = { ...NO_END_COUNTERS };
-  readonly #streaks: Readonly<Record<EndCall, FailureStreak>> = {
-    read: new FailureStreak(),
-    write: new FailureStreak(),
-    receive: new FailureStreak(),
-    send: new FailureStreak(),
+  readonly #streaks = {
+    device: { take: new FailureStreak(), give: new FailureStreak() },
+    underlay: { take: new FailureStreak(), give: new FailureStreak() },
   };
   readonly #sends = new Turns();
   readonly #writes = new Turns();
 
   constructor(options: ScriptPumpOptions) {
-    this.#device = options.device;
-    this.#underlay = options.underlay;
     this.#engine = options.engine;
     this.#clock = options.clock ?? systemClock;
+    this.#device = deviceEnd(options.device, this.#clock);
+    this.#underlay = underlayEnd(options.underlay, this.#clock);
   }
 
   async run(signal: AbortSignal): Promise<void> {
@@ -112,19 +101,21 @@ export class ScriptPump implements Pump {
   }
 
   counters(): EndCounters {
-    return { ...this.#counters };
+    const { truncated, portFallbacks } = this.#underlay;
+    const underlayReceived = this.#counters.underlayReceived + truncated;
+    return { ...this.#counters, underlayReceived, underlayTruncated: truncated, portFallbacks };
   }
 
   async close(): Promise<void> {
     // An end that cannot close has nobody left to tell: packets no longer move, and the other end closes all the same.
-    await Promise.allSettled([this.#device, this.#underlay].map(async (end) => await end.close()));
+    await Promise.allSettled([this.#device, this.#underlay].map((end) => end.close()));
   }
 
   async #outbound(signal: AbortSignal): Promise<void> {
     const [packets, results, replies] = [newBatch(), newBatch(), newBatch()];
     const breath = new Breath();
     while (true) {
-      await this.#fill("read", packets, signal);
+      await this.#fill(this.#device, packets, signal);
       for (let from = 0; from < packets.length;) {
         const processed = this.#engine.virtToPhy(packets, results, { from });
         from += processed;
@@ -147,14 +138,14 @@ export class ScriptPump implements Pump {
     const [packets, results] = [newBatch(), newBatch()];
     const breath = new Breath();
     while (true) {
-      await this.#fill("receive", packets, signal);
+      await this.#fill(this.#underlay, packets, signal);
       for (let from = 0; from < packets.length;) {
         const processed = this.#engine.phyToVirt(packets, results, { from });
         from += processed;
         this.#counters.underlayReceived += processed;
         results.retain((i) => {
           if (results.verdict(i) !== "forward") return false;
-          if (results.packetBytes(i) <= this.#device.mtuBytes) return true;
+          if (results.packetBytes(i) <= this.#device.largestBytes) return true;
           this.#counters.deviceWriteErrors += 1;
           return false;
         });
@@ -178,14 +169,11 @@ export class ScriptPump implements Pump {
   }
 
   /** Waits until `batch`, which is emptied first, has something in it. */
-  async #fill(call: "read" | "receive", batch: PacketBatch, signal: AbortSignal): Promise<void> {
-    const ask = call === "read"
-      ? () => this.#device.read(batch, { signal })
-      : () => this.#underlay.receive(batch, { signal });
+  async #fill(end: PumpEnd, batch: PacketBatch, signal: AbortSignal): Promise<void> {
     batch.clear();
-    const count = await this.#try(call, signal, async () => {
+    const count = await this.#try(end, "take", signal, async () => {
       try {
-        return await ask();
+        return await end.take(batch, signal);
       } catch (error) {
         // Packets that came before the failure have come; it will come again.
         if (batch.length === 0) throw error;
@@ -193,92 +181,95 @@ export class ScriptPump implements Pump {
       }
     });
     if (batch.length > 0) return;
-    const operation = operationOf(call);
+    const operation = operationOf(end, "take");
     if (count === 0) {
-      throw new DatapathError(`Cannot ${operation} as it is closed: run the datapath with another ${END[call]}`, {
+      throw new DatapathError(`Cannot ${operation} as it is closed: run the datapath with another ${end.name}`, {
         code: "closed",
         operation,
       });
     }
-    throw new DatapathError(
-      `Cannot ${operation} as "${call}" must append at least one packet, or return 0 when it is closed: it returned ` +
-        `${count} and appended none`,
-      { code: "end-failed", operation },
+    throw brokenEnd(
+      operation,
+      `"${end.calls.take}" must append at least one packet, or return 0 when it is closed: it returned ${count} and ` +
+        `appended none`,
     );
   }
 
   #drainToDevice(batch: PacketBatch, signal: AbortSignal): Promise<void> {
     return this.#writes.take(async () => {
-      const taken = (count: number) => this.#counters.deviceWritePackets += count;
-      const left = await this.#drain("write", batch, signal, taken);
-      this.#counters.deviceWriteErrors += left.count;
-      if (left.count > 0) throw left.reason;
+      const { reason } = await this.#drain(this.#device, batch, signal, (_index, outcome) => {
+        if (outcome === "taken") this.#counters.deviceWritePackets += 1;
+        else this.#counters.deviceWriteErrors += 1;
+      });
+      if (reason !== undefined) throw reason.error;
     });
   }
 
   #drainToUnderlay(batch: PacketBatch, signal: AbortSignal): Promise<void> {
     return this.#sends.take(async () => {
-      const taken = (count: number) => this.#counters.underlaySent += count;
-      const left = await this.#drain("send", batch, signal, taken);
-      this.#counters.underlaySendErrors += left.count;
-      for (let i = batch.length - left.count; i < batch.length; i++) this.#engine.countTxErrors(batch.vni(i), 1);
-      if (left.count > 0) throw left.reason;
+      const { reason } = await this.#drain(this.#underlay, batch, signal, (index, outcome) => {
+        if (outcome === "taken") {
+          this.#counters.underlaySent += 1;
+          return;
+        }
+        this.#counters.underlaySendErrors += 1;
+        this.#engine.countTxErrors(batch.vni(index), 1);
+      });
+      if (reason !== undefined) throw reason.error;
     });
   }
 
-  /** Hands all packets of `batch` over, a part at a time if need be. Gives how many are left, and why if any are. */
+  /** Hands all packets of `batch` over, a part at a time if need be. Tells of each what became of it, and why if some are left. */
   async #drain(
-    call: "write" | "send",
+    end: PumpEnd,
     batch: PacketBatch,
     signal: AbortSignal,
-    onTaken: (count: number) => void,
-  ): Promise<{ readonly count: number; readonly reason?: unknown }> {
+    onDone: (index: number, outcome: "taken" | "refused") => void,
+  ): Promise<{ readonly reason?: { readonly error: unknown } }> {
     let from = 0;
     while (from < batch.length) {
       const left = batch.length - from;
+      let given: Given;
       try {
-        const count = await this.#try(call, signal, async () => {
-          const options = { from, signal };
-          const count =
-            await (call === "write" ? this.#device.write(batch, options) : this.#underlay.send(batch, options));
-          if (count === 0) throw new Error(`It took none of ${left} packets`);
-          return count;
-        });
+        given = await this.#try(end, "give", signal, () => end.give(batch, from, signal));
+        const { count } = given;
         if (!(Number.isInteger(count) && count >= 1 && count <= left)) {
-          const operation = operationOf(call);
-          throw new DatapathError(
-            `Cannot ${operation} as "${call}" must return how many packets it took, 1 to ${left}: it returned ${count}`,
-            { code: "end-failed", operation },
+          throw brokenEnd(
+            operationOf(end, "give"),
+            `"${end.calls.give}" must return how many packets it took, 1 to ${left}: it returned ${count}`,
           );
         }
-        from += count;
-        onTaken(count);
-      } catch (reason) {
-        return { count: left, reason };
+      } catch (error) {
+        for (; from < batch.length; from++) onDone(from, "refused");
+        return { reason: { error } };
       }
+      const refused = new Set(given.refused);
+      for (let i = 0; i < given.count; i++) onDone(from + i, refused.has(i) ? "refused" : "taken");
+      from += given.count;
     }
-    return { count: 0 };
+    return {};
   }
 
   /** Asks an end, again after a failure, until it answers, fails too often in a row, or `signal` aborts. */
-  async #try(call: EndCall, signal: AbortSignal, ask: () => Promise<number>): Promise<number> {
-    const streak = this.#streaks[call];
+  async #try<T>(end: PumpEnd, call: "take" | "give", signal: AbortSignal, ask: () => Promise<T>): Promise<T> {
+    const streak = this.#streaks[end.name][call];
     while (true) {
       signal.throwIfAborted();
       try {
         // An end that does not hear the signal is left behind; what it does later reaches batches that nobody reads.
-        const count = await orAbort(ask(), signal);
+        const answer = await orAbort(ask(), signal);
         streak.reset();
-        return count;
+        return answer;
       } catch (error) {
         if (signal.aborted) throw signal.reason;
+        if (!end.mayRecover) throw error;
         const delayMs = streak.fail();
         if (delayMs === undefined) {
-          const operation = operationOf(call);
+          const operation = operationOf(end, call);
           const reason = error instanceof Error ? error.message : String(error);
           throw new DatapathError(
             `Cannot ${operation} as it failed ${FailureStreak.LIMIT} times in a row, at last with "${reason}": ` +
-              `mend or replace the ${END[call]}`,
+              `mend or replace the ${end.name}`,
             { code: "end-failed", operation, cause: error },
           );
         }
@@ -288,8 +279,8 @@ export class ScriptPump implements Pump {
   }
 }
 
-function operationOf(call: EndCall): string {
-  return `${call} packets ${call === "read" || call === "receive" ? "from" : "to"} the ${END[call]}`;
+function operationOf(end: PumpEnd, call: "take" | "give"): string {
+  return `${end.calls[call]} packets ${call === "take" ? "from" : "to"} the ${end.name}`;
 }
 
 function newBatch(): PacketBatch {

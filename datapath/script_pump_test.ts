@@ -1,6 +1,7 @@
 import { deepStrictEqual, ok, rejects, strictEqual } from "node:assert/strict";
 import { addressBytes } from "../control/prefix.ts";
 import { Library } from "../native/library.ts";
+import { addsUp } from "./_adds_up.ts";
 import { ManualClock } from "./clock.ts";
 import type { ScriptDevice } from "./device.ts";
 import { Engine, type EngineOptions } from "./engine.ts";
@@ -94,26 +95,6 @@ async function setUp(options: SetUpOptions = {}) {
     transmit,
     [Symbol.asyncDispose]: () => parts.disposeAsync(),
   };
-}
-
-/** What was read is sealed or dropped, what was sealed sent or refused, and likewise inbound. */
-function addsUp(datapath: TunDatapath<ScriptDevice, ScriptUnderlay>): void {
-  const { engine, networks, ends } = datapath.stats();
-  let [opened, rxDrops, sealed, txDrops, refused] = [0n, 0n, 0n, 0n, 0n];
-  for (const counters of [engine, ...networks.values()]) {
-    for (const [name, value] of Object.entries(counters)) {
-      if (name === "rx_packets") opened += value;
-      else if (name === "tx_packets") sealed += value;
-      else if (name === "tx_errors") refused += value;
-      else if (name.startsWith("rx_") && name !== "rx_bytes") rxDrops += value;
-      else if (name.startsWith("tx_") && name !== "tx_bytes") txDrops += value;
-    }
-  }
-  deepStrictEqual(BigInt(ends.deviceReadPackets), sealed + txDrops, "read = sealed + dropped");
-  deepStrictEqual(BigInt(ends.underlaySent + ends.underlaySendErrors), sealed, "sealed = sent + refused");
-  deepStrictEqual(BigInt(ends.underlaySendErrors), refused, "refused packets are tx_errors");
-  deepStrictEqual(BigInt(ends.underlayReceived), opened + rxDrops, "received = opened + dropped");
-  deepStrictEqual(BigInt(ends.deviceWritePackets + ends.deviceWriteErrors), opened, "opened = written + refused");
 }
 
 /** Lets everything run that does not wait for the clock. */
@@ -441,16 +422,36 @@ Deno.test("keepalives go out by the timer, also while the device is idle", async
   strictEqual(set.datapath.stats().ends.underlaySent, 3);
 });
 
-Deno.test("a native end with one that is not is refused, and both are closed", async () => {
+Deno.test("an engine that cannot move real traffic is refused where an end is native, and both ends are closed", async () => {
+  await using library = Library.open();
+  const local = { addr: "192.0.2.1:6081", mac: "02:00:00:00:00:01" };
+  for (const options of [{ dangerManualClock: true }, { rawUnderlay: { local: [local] } }]) {
+    using engine = Engine.create({ library, ...options });
+    const [device, host] = MemoryDevice.pair();
+    const underlay = UdpUnderlay.open({ library, localAddress: "127.0.0.1", port: 0 });
+    await rejects(
+      TunDatapath.open({ device, underlay, engine }),
+      (error) => error instanceof DatapathError && error.code === "wrong-state",
+    );
+    await rejects(
+      device.push(packet(HERE, THERE)),
+      (error) => error instanceof DatapathError && error.code === "closed",
+    );
+    await using again = UdpUnderlay.open({ library, localAddress: "127.0.0.1", port: underlay.port });
+    strictEqual(again.port, underlay.port);
+    await host.close();
+  }
+});
+
+Deno.test("a native end that somebody closes during the run ends it", async () => {
   await using library = Library.open();
   using engine = Engine.create({ library });
   const [device, host] = MemoryDevice.pair();
   const underlay = UdpUnderlay.open({ library, localAddress: "127.0.0.1", port: 0 });
-  // @ts-expect-error The types refuse it too.
-  const opening = TunDatapath.open({ device, underlay, engine });
-  await rejects(opening, (error) => error instanceof DatapathError && error.code === "unsupported");
-  await rejects(device.push(packet(HERE, THERE)), (error) => error instanceof DatapathError && error.code === "closed");
-  await using again = UdpUnderlay.open({ library, localAddress: "127.0.0.1", port: underlay.port });
-  strictEqual(again.port, underlay.port);
+  await using datapath = await TunDatapath.open({ device, underlay, engine });
+  const run = datapath.run();
+  await new Promise((resolve) => setTimeout(resolve, 0));
+  await underlay.close();
+  await rejects(run, (error) => error instanceof DatapathError && error.code === "closed");
   await host.close();
 });

@@ -7,14 +7,14 @@
 import { requireObject, requireType } from "../native/arguments.ts";
 import type { Clock } from "./clock.ts";
 import type { Datapath, DatapathRunOptions, DatapathStats } from "./datapath.ts";
-import type { Device, NativeDevice, ScriptDevice } from "./device.ts";
+import type { Device, NativeDevice } from "./device.ts";
 import { Engine } from "./engine.ts";
 import { DatapathError, toDatapathError } from "./errors.ts";
 import { type Pump, ThreadPump } from "./pump.ts";
 import { ScriptPump } from "./script_pump.ts";
 import { TunDevice, type TunDeviceOptions } from "./tun_device.ts";
 import { UdpUnderlay, type UdpUnderlayOptions } from "./udp_underlay.ts";
-import type { NativeUnderlay, ScriptUnderlay, Underlay } from "./underlay.ts";
+import type { NativeUnderlay, Underlay } from "./underlay.ts";
 
 /** What a {@linkcode TunDatapath} between native ends is made of. */
 export interface TunDatapathOptions {
@@ -26,8 +26,8 @@ export interface TunDatapathOptions {
   readonly engine: Engine;
 }
 
-/** What a {@linkcode TunDatapath} between ends written in TypeScript is made of. */
-export interface ScriptTunDatapathOptions<D extends ScriptDevice, U extends ScriptUnderlay> {
+/** What a {@linkcode TunDatapath} between two given ends is made of. At least one of them is written in TypeScript. */
+export interface TunDatapathEnds<D extends Device, U extends Underlay> {
   /** The inner side. It belongs to the datapath from `open` on. */
   readonly device: D;
   /** The outer side. It belongs to the datapath from `open` on. */
@@ -41,19 +41,20 @@ export interface ScriptTunDatapathOptions<D extends ScriptDevice, U extends Scri
 /**
  * Moves packets between a device and an underlay. {@linkcode Datapath} says what each call does when.
  *
- * Both ends are native, or both are written in TypeScript. Between native ones, a TUN device and UDP sockets, packets never
- * enter JavaScript: native threads move them, and this class starts, watches and stops those. Between others it moves them
- * itself, in batches:
+ * Between two native ends, a TUN device and UDP sockets, packets never enter JavaScript: native threads move them, and this class
+ * starts, watches and stops those. Where an end is written in TypeScript it moves them itself, in batches:
  *
- * - A call of an end that fails is made again after 10 ms, then 20, and so on. The 16th failure in a row is what `run` rejects with,
- *   as a {@linkcode DatapathError} with code `end-failed` and the last failure as its `cause`.
+ * - A call of an end written in TypeScript that fails is made again after 10 ms, then 20, and so on. The 16th failure in a row is
+ *   what `run` rejects with, as a {@linkcode DatapathError} with code `end-failed` and the last failure as its `cause`.
+ * - A native end fails as it does between two native ones: at once, with `system` when the device was removed, and otherwise it counts
+ *   what the operating system refuses. Its batches cross into the library and out of it in one call each.
  * - An end that closes of itself makes `run` reject with code `closed`.
  * - What an end does not take at once is handed to it again. Each direction holds one batch of 64 packets, and asks for
  *   no more until the other end has taken it.
  * - Every packet read is sealed or dropped by the engine, every sealed one is sent or counts as refused, and likewise inbound:
  *   when `run` has ended, the counters add up.
- * - A packet larger than the device's MTU that comes out of the tunnel counts as refused by the device. One that is too large for
- *   the tunnel is dropped as `tx_too_big`; a stack behind the device is told with ICMP by native ends only.
+ * - A packet larger than the MTU of a device written in TypeScript that comes out of the tunnel counts as refused by the device. One that
+ *   is too large for the tunnel is dropped as `tx_too_big`; a stack behind the device is told with ICMP between native ends only.
  *
  * @example Packets flow until the process is told to stop
  * ```ts ignore
@@ -128,17 +129,15 @@ export class TunDatapath<D extends Device = NativeDevice, U extends Underlay = N
    * Makes the device and binds the sockets, where they are not handed in. Nothing moves yet.
    *
    * @param options The parts.
-   * @throws {DatapathError} When one of them cannot be had; `unsupported` for a native end with one that is not. Those that
-   * were made or handed in are closed then.
+   * @throws {DatapathError} When one of them cannot be had; `wrong-state` for an engine that cannot move real
+   * traffic over UDP. Those that were made or handed in are closed then.
    * @throws {TypeError} When one of them is something else. Nothing is made or closed then.
    */
   static open(options: TunDatapathOptions): Promise<TunDatapath>;
-  /** The same, between ends written in TypeScript. */
-  static open<D extends ScriptDevice, U extends ScriptUnderlay>(
-    options: ScriptTunDatapathOptions<D, U>,
-  ): Promise<TunDatapath<D, U>>;
+  /** The same, where an end is written in TypeScript. */
+  static open<D extends Device, U extends Underlay>(options: TunDatapathEnds<D, U>): Promise<TunDatapath<D, U>>;
   static async open(
-    options: TunDatapathOptions | ScriptTunDatapathOptions<ScriptDevice, ScriptUnderlay>,
+    options: TunDatapathOptions | TunDatapathEnds<Device, Underlay>,
   ): Promise<TunDatapath<Device, Underlay>> {
     const operation = "open the tun datapath";
     requireObject(options, { operation, name: "options" });
@@ -209,13 +208,12 @@ function pumpFor(parts: {
   readonly clock: Clock | undefined;
 }): Pump {
   const { device, underlay, engine, clock } = parts;
-  if (device.kind === "script" && underlay.kind === "script") {
-    return new ScriptPump({ device, underlay, engine, clock });
-  }
   if (device.kind !== "script" && underlay.kind !== "script") return new ThreadPump({ device, underlay, engine });
-  throw new DatapathError(
-    `Cannot move packets between a "${device.kind}" device and a "${underlay.kind}" underlay as both ends must be native, ` +
-      `or both "script": replace one of them`,
-    { code: "unsupported", operation: "open the tun datapath" },
-  );
+  if ((device.kind !== "script" || underlay.kind !== "script") && engine.obstacle !== undefined) {
+    throw new DatapathError(`Cannot move packets of a native end through the engine as ${engine.obstacle}`, {
+      code: "wrong-state",
+      operation: "open the tun datapath",
+    });
+  }
+  return new ScriptPump({ device, underlay, engine, clock });
 }

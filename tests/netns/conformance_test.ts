@@ -1,0 +1,32 @@
+/** The conformance suite over TUN devices, in a network namespace that is made for it. */
+
+import assert from "node:assert/strict";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import { DENO, Namespace, ok, privileged, run } from "./_lab.ts";
+
+const ROOT = fileURLToPath(new URL("../..", import.meta.url));
+const SUITE = fileURLToPath(new URL("../conformance/_tun_device.ts", import.meta.url));
+
+/** A line of the test anything protocol that tells of one test. */
+const RESULT = /^(not ok|ok) \d+ - (.*)$/gm;
+
+privileged("the conformance suite passes over a TUN device", async () => {
+  const namespace = new Namespace(`icxt-${process.pid}-conf`);
+  await ok(["ip", "netns", "add", namespace.ns]);
+  try {
+    await namespace.ok(["ip", "link", "set", "lo", "up"]);
+    // Devices announce themselves over IPv6, which would come among the packets that are counted.
+    await namespace.ok(["sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6"]);
+    const { code, stdout, stderr } = await namespace.run([
+      ...[DENO, "test", "--no-prompt", "--cached-only", "--quiet", "--reporter=tap", `--config=${ROOT}deno.json`],
+      ...[`--allow-ffi=${ROOT}native/lib/libicx.so`, `--allow-read=${ROOT}`, "--allow-net", "--allow-run=ip", SUITE],
+    ], 300_000);
+    const results = [...stdout.matchAll(RESULT)].map(([, result, name = ""]) => ({ passed: result === "ok", name }));
+    for (const { passed, name } of results) process.stdout.write(`  ${passed ? "ok" : "FAILED"}: ${name}\n`);
+    assert.equal(code, 0, `${stdout}${stderr}`);
+    assert(results.length >= 30 && results.every(({ passed }) => passed), `too few tests:\n${stdout}${stderr}`);
+  } finally {
+    await run(["ip", "netns", "del", namespace.ns]);
+  }
+});
