@@ -12,10 +12,10 @@ import { type EngineChoice, keys, makeEngine, numbered, numberOf, Peer, sealed, 
 import { type Bench, INNER_MTU_BYTES, OUTSIDE, PATIENCE_MS, REMOTE, type Rig } from "./_rig.ts";
 
 /** How long the absence of something is waited for, in milliseconds. */
-const QUIET_MS = 150;
+const QUIET_MS = 100;
 
 /** The interval of keepalives, in milliseconds. */
-const KEEPALIVE_MS = 200;
+const KEEPALIVE_MS = 100;
 
 /** IPv4 and UDP headers of an inner packet. */
 const INNER_HEADERS_BYTES = 28;
@@ -229,7 +229,7 @@ export function conformance(bench: Bench): void {
   for (const how of ["abort", "close"] as const) {
     Deno.test(`${bench.name}: ${how} at any moment under traffic ends the run cleanly, and nothing moves any more`, async () => {
       // Turns of the microtask queue, then milliseconds.
-      for (const moment of [0, -1, -2, -5, -20, 1, 2, 4, 7, 12, 20, 33]) {
+      for (const moment of [0, -1, -5, -20, 1, 4, 12, 33]) {
         await withRig(bench, {}, async (set) => {
           const { datapath } = set.rig;
           const [stop, quiet] = [new AbortController(), new AbortController()];
@@ -297,7 +297,7 @@ export function conformance(bench: Bench): void {
       })().catch((error) => {
         if (!stop.signal.aborted) throw error;
       });
-      const timer = setTimeout(() => stop.abort(), 500);
+      const timer = setTimeout(() => stop.abort(), 250);
       await flood;
       clearTimeout(timer);
       ok(most <= MOST_UNDER_WAY, `${most} packets were under way`);
@@ -380,7 +380,7 @@ export function conformance(bench: Bench): void {
       ok(await passes(1));
       // A busy machine may let the first lives pass before a packet does.
       let generation = 1;
-      for (let lifeNs = 400_000_000n;; generation++, lifeNs *= 4n) {
+      for (let lifeNs = 250_000_000n;; generation++, lifeNs *= 4n) {
         peer.rekey(generation);
         engine.dangerInstall(keys(generation, engine.counters(VNI).last_tx + lifeNs));
         if (await passes(2)) break;
