@@ -11,15 +11,39 @@ export interface ChildResult {
   readonly stderr: string;
 }
 
+/** What a child may have. */
+export interface ChildOptions {
+  /** How many files it may have open. @default as many as this process */
+  readonly openFiles?: number | undefined;
+}
+
 /**
  * Runs a module text.
  *
  * @param source The text. `native/` in its import specifiers stands for this folder.
  * @param flags Permission flags.
+ * @param options Limits.
  */
-export async function runChild(source: string, flags: readonly string[]): Promise<ChildResult> {
-  const child = new Deno.Command(DENO, {
-    args: ["run", "--no-prompt", "--quiet", "--no-lock", "--ext=ts", ...flags, "-"],
+export async function runChild(
+  source: string,
+  flags: readonly string[],
+  options: ChildOptions = {},
+): Promise<ChildResult> {
+  const limit = options.openFiles === undefined ? "" : `ulimit -n ${options.openFiles}; `;
+  const child = new Deno.Command("/bin/sh", {
+    args: [
+      "-c",
+      `${limit}exec "$@"`,
+      "sh",
+      DENO,
+      "run",
+      "--no-prompt",
+      "--quiet",
+      "--no-lock",
+      "--ext=ts",
+      ...flags,
+      "-",
+    ],
     stdin: "piped",
     stdout: "piped",
     stderr: "piped",

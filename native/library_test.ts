@@ -66,6 +66,35 @@ Deno.test("Library.open refuses a file that is no library", async () => {
   });
 });
 
+Deno.test("Library.open tells a want of file descriptors from a file that is no library", async () => {
+  const { stdout, stderr } = await runChild(
+    `
+    import fs from "node:fs";
+    import { Library } from "native/library.ts";
+    try {
+      while (true) fs.openSync("/dev/null");
+    } catch ({ code }) {
+      if (code !== "EMFILE") throw new Error(code);
+    }
+    try {
+      Library.open();
+    } catch ({ name, code, errno, message }) {
+      console.log(JSON.stringify({ name, code, errno, message }));
+    }`,
+    [`--allow-ffi=${LIBRARY_PATH}`, "--allow-read=/dev/null"],
+    { openFiles: 64 },
+  );
+  assert.notEqual(stdout, "", stderr);
+  assert.deepEqual(JSON.parse(stdout), {
+    name: "NativeError",
+    code: "ESYS",
+    errno: 24,
+    message:
+      `Cannot open the icx library ${LIBRARY_PATH} as this process has as many files open as it may (EMFILE): close ` +
+      "some, or raise the limit (ulimit -n)",
+  });
+});
+
 Deno.test("Library.open refuses a library of another kind or version", async () => {
   await withFolder(async (folder) => {
     const build = async (name: string, source: string) => {

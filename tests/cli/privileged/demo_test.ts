@@ -92,3 +92,22 @@ Deno.test({
     await until(async () => (await leftovers(pid)).length === 0, "the clean-up");
   },
 });
+
+Deno.test({
+  name: "a demo that nobody reads says so and leaves nothing behind",
+  ignore,
+  async fn() {
+    const script = 'exec 3>&1; { sh -c \'echo $$ >&3; exec "$0" demo\' "$1"; echo $? >&3; } | true';
+    const { stdout, stderr } = await new Deno.Command("/bin/sh", {
+      args: ["-c", script, "sh", LAUNCHER],
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+    }).output();
+    const [pid = "", code] = decoder.decode(stdout).split("\n");
+    const text = decoder.decode(stderr);
+    strictEqual(code, "1", text);
+    match(text, /^icx: cannot write to standard output: [^\n]*Broken pipe[^\n]*\n$/);
+    strictEqual((await leftovers(Number(pid))).join(), "");
+  },
+});
