@@ -4,6 +4,7 @@
  * @module
  */
 
+import { CAPACITY_RANGE, requireInteger } from "../native/arguments.ts";
 import type { Endpoint, PacketBatch } from "./packet_batch.ts";
 
 /** One packet in a queue. */
@@ -29,11 +30,7 @@ export class PacketQueue {
   #closed = false;
 
   constructor(capacity: number) {
-    if (!(Number.isInteger(capacity) && capacity >= 1)) {
-      throw new RangeError(
-        `Cannot queue packets as "capacity" must be a whole number from 1: current value is ${capacity}`,
-      );
-    }
+    requireInteger(capacity, { operation: "queue packets", name: "capacity", ...CAPACITY_RANGE });
     this.#capacity = capacity;
   }
 

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { CAPACITY_RANGE, requireInteger, requireNumber, requireObject } from "../native/arguments.ts";
 import { type Clock, systemClock } from "./clock.ts";
 import { type Endpoint, MAX_PACKET_BYTES, PacketBatch } from "./packet_batch.ts";
 import { Turns } from "./turns.ts";
@@ -56,6 +57,9 @@ const REORDER_SPAN = 8;
 
 /** How long a datagram is held back when none follows, in milliseconds. */
 const REORDER_MS = 50;
+
+/** The longest delay and the longest jitter, in milliseconds. */
+const MAX_IMPAIRED_MS = 60_000;
 
 /** How long until datagrams are tried again that the underlay refused, in milliseconds. */
 const RETRY_MS = 10;
@@ -133,29 +137,22 @@ export class ImpairedUnderlay implements ScriptUnderlay {
    * Begins with nothing under way.
    *
    * @param options Underlay, seed and impairments.
-   * @throws {RangeError} When an option is out of its range.
+   * @throws {TypeError} When an option is of another type. @throws {RangeError} When one is out of its range.
    */
   constructor(options: ImpairedUnderlayOptions) {
+    const operation = "impair the underlay";
+    requireObject(options, { operation, name: "options" });
     const { underlay, seed, lossRate = 0, duplicateRate = 0, corruptRate = 0, reorderRate = 0 } = options;
     const { delayMs = 0, jitterMs = 0, capacity = 1024, clock = systemClock } = options;
+    requireObject(underlay, { operation, name: "underlay" });
     for (const [name, rate] of Object.entries({ lossRate, duplicateRate, corruptRate, reorderRate })) {
-      if (!(rate >= 0 && rate <= 1)) {
-        throw new RangeError(`Cannot impair the underlay as "${name}" must be 0 to 1: current value is ${rate}`);
-      }
+      requireNumber(rate, { operation, name, min: 0, max: 1 });
     }
     for (const [name, ms] of Object.entries({ delayMs, jitterMs })) {
-      if (!(ms >= 0 && ms <= 60_000)) {
-        throw new RangeError(`Cannot impair the underlay as "${name}" must be 0 to 60000: current value is ${ms}`);
-      }
+      requireNumber(ms, { operation, name, min: 0, max: MAX_IMPAIRED_MS });
     }
-    if (!(Number.isInteger(capacity) && capacity >= 1)) {
-      throw new RangeError(
-        `Cannot impair the underlay as "capacity" must be a whole number from 1: current value is ${capacity}`,
-      );
-    }
-    if (!Number.isInteger(seed)) {
-      throw new RangeError(`Cannot impair the underlay as "seed" must be a whole number: current value is ${seed}`);
-    }
+    requireInteger(capacity, { operation, name: "capacity", ...CAPACITY_RANGE });
+    requireInteger(seed, { operation, name: "seed", min: Number.MIN_SAFE_INTEGER, max: Number.MAX_SAFE_INTEGER });
     this.#underlay = underlay;
     this.#rates = { loss: lossRate, duplicate: duplicateRate, corrupt: corruptRate, reorder: reorderRate };
     this.#delayMs = delayMs;

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { requireInteger, requireObject } from "../native/arguments.ts";
 import { MemoryEnd } from "./_memory_end.ts";
 import type { ScriptDevice } from "./device.ts";
 import type { PacketBatch } from "./packet_batch.ts";
@@ -47,13 +48,13 @@ export class MemoryDevice implements ScriptDevice {
    * Makes both sides.
    *
    * @param options Their size.
-   * @throws {RangeError} When an option is out of its range.
+   * @throws {TypeError} When an option is of another type. @throws {RangeError} When one is out of its range.
    */
   static pair(options: MemoryDeviceOptions = {}): [MemoryDevice, MemoryDevice] {
+    const operation = "make a device";
+    requireObject(options, { operation, name: "options" });
     const { mtuBytes = 1392, capacity = 256 } = options;
-    if (!(Number.isInteger(mtuBytes) && mtuBytes >= 20 && mtuBytes <= 65_535)) {
-      throw new RangeError(`Cannot make a device as "mtuBytes" must be 20 to 65535: current value is ${mtuBytes}`);
-    }
+    requireInteger(mtuBytes, { operation, name: "mtuBytes", min: 20, max: 65_535 });
     const [left, right] = MemoryEnd.pair("device", capacity);
     return [new MemoryDevice(mtuBytes, left), new MemoryDevice(mtuBytes, right)];
   }

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { requireObject } from "../native/arguments.ts";
 import { MemoryEnd } from "./_memory_end.ts";
 import type { QueuedPacket } from "./_packet_queue.ts";
 import { type Endpoint, MAX_PACKET_BYTES, type PacketBatch } from "./packet_batch.ts";
@@ -61,9 +62,10 @@ export class MemoryUnderlay implements ScriptUnderlay {
    * Makes both sides.
    *
    * @param options Their addresses and size.
-   * @throws {RangeError} When an option is out of its range.
+   * @throws {TypeError} When an option is of another type. @throws {RangeError} When one is out of its range.
    */
   static pair(options: MemoryUnderlayOptions = {}): [MemoryUnderlay, MemoryUnderlay] {
+    requireObject(options, { operation: "make an underlay", name: "options" });
     const { endpoints = DEFAULT_ENDPOINTS, capacity = 256 } = options;
     const [left, right] = MemoryEnd.pair("underlay", capacity);
     return [new MemoryUnderlay(endpoints[0], left), new MemoryUnderlay(endpoints[1], right)];

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { CAPACITY_RANGE, requireInteger, requireObject } from "../native/arguments.ts";
 import { type Clock, systemClock } from "./clock.ts";
 import type { ScriptDevice } from "./device.ts";
 import type { PacketBatch } from "./packet_batch.ts";
@@ -56,9 +57,14 @@ export class RecordingDevice implements ScriptDevice {
    * Begins with an empty record.
    *
    * @param options Device, size and clock.
+   * @throws {TypeError} When an option is of another type. @throws {RangeError} When the capacity is out of its range.
    */
   constructor(options: RecordingDeviceOptions) {
+    const operation = "record a device";
+    requireObject(options, { operation, name: "options" });
     const { device, capacity = 10_000, clock = systemClock } = options;
+    requireObject(device, { operation, name: "device" });
+    requireInteger(capacity, { operation, name: "capacity", ...CAPACITY_RANGE });
     this.#device = device;
     this.#capacity = capacity;
     this.#clock = clock;

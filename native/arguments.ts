@@ -97,5 +97,8 @@ function requireThat(
   if (!holds(value)) throw new RangeError(text(argument, argument.allowed, value));
 }
 
+/** How many packets something that keeps them in memory may take. */
+export const CAPACITY_RANGE: Range = { min: 1, max: 2 ** 31 - 1 };
+
 /** A network's number: 0 to 16777215. */
 export const VNI_RANGE: Range = { min: 0, max: 2 ** 24 - 1 };

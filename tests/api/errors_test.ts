@@ -81,6 +81,9 @@ Deno.test("values without the library", async () => {
   const sampleTraffic = () => ({ txPackets: 0n, rxPackets: 0n, lastKeepalive: 0n });
   const source = { subscribe: () => () => {} };
   const rejected = () => Promise.reject(new Error("boom"));
+  const [underlay] = api.MemoryUnderlay.pair();
+  const [device] = api.MemoryDevice.pair();
+  const impaired = (options: object) => new api.ImpairedUnderlay(wrong({ underlay, seed: 1, ...options }));
   await checkAll([
     ["no options for a batch", () => new api.PacketBatch(wrong(null)), TypeError, '"options"', "null"],
     ["capacity 0", () => new api.PacketBatch({ capacity: 0 }), RangeError, '"capacity"', "from 1 to 65536", "is 0"],
@@ -196,6 +199,32 @@ Deno.test("values without the library", async () => {
       "rekeyIntervalMs",
       "2147483647",
     ],
+
+    ["no options for a device", () => api.MemoryDevice.pair(wrong(null)), TypeError, '"options"', "null"],
+    [
+      "an MTU of 19",
+      () => api.MemoryDevice.pair({ mtuBytes: 19 }),
+      RangeError,
+      '"mtuBytes"',
+      "from 20 to 65535",
+      "is 19",
+    ],
+    ["an MTU of NaN", () => api.MemoryDevice.pair({ mtuBytes: NaN }), RangeError, '"mtuBytes"', "NaN"],
+    ["room for nothing", () => api.MemoryDevice.pair({ capacity: 0 }), RangeError, '"capacity"', "from 1", "is 0"],
+    ["room as text", () => api.MemoryUnderlay.pair({ capacity: wrong("9") }), TypeError, '"capacity"', '"9"'],
+    ["no options for an underlay", () => api.MemoryUnderlay.pair(wrong(null)), TypeError, '"options"', "null"],
+    ["no options to impair by", () => new api.ImpairedUnderlay(wrong()), TypeError, '"options"', "undefined"],
+    ["nothing to impair", () => new api.ImpairedUnderlay(wrong({ seed: 1 })), TypeError, '"underlay"', "undefined"],
+    ["no seed", () => new api.ImpairedUnderlay(wrong({ underlay })), TypeError, '"seed"', "undefined"],
+    ["half a seed", () => new api.ImpairedUnderlay({ underlay, seed: 0.5 }), RangeError, '"seed"', "whole", "0.5"],
+    ["a loss above all", () => impaired({ lossRate: 1.1 }), RangeError, '"lossRate"', "from 0 to 1", "is 1.1"],
+    ["a loss of NaN", () => impaired({ lossRate: NaN }), RangeError, '"lossRate"', "NaN"],
+    ["a loss as text", () => impaired({ lossRate: "1%" }), TypeError, '"lossRate"', '"1%"'],
+    ["a delay backwards", () => impaired({ delayMs: -1 }), RangeError, '"delayMs"', "from 0 to 60000", "is -1"],
+    ["jitter for ever", () => impaired({ jitterMs: Infinity }), RangeError, '"jitterMs"', "60000", "Infinity"],
+    ["no options to record by", () => new api.RecordingDevice(wrong()), TypeError, '"options"', "undefined"],
+    ["nothing to record", () => new api.RecordingDevice(wrong({})), TypeError, '"device"', "undefined"],
+    ["a record of nothing", () => new api.RecordingDevice({ device, capacity: 0 }), RangeError, '"capacity"', "is 0"],
 
     ["a prefix as a number", () => api.parsePrefix(wrong(5)), TypeError, '"text"', "text", "5"],
     ["a prefix of a name", () => api.parsePrefix("eth0"), SyntaxError, "eth0", "10.9.0.0/24"],
