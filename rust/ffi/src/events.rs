@@ -6,7 +6,7 @@
 //! While there are devices or sockets that a caller reads and writes itself, the same wait tells when they are ready.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use icx_io::{Direction, Readiness};
@@ -67,13 +67,12 @@ struct State {
     /// The present waiter, or the next one, is to return at once.
     woken: bool,
     waiting: bool,
-    /// Where the waiter also waits while somebody's descriptors may have to be waited for: those own it.
-    readiness: Weak<Readiness>,
+    /// Where the waiter waits while somebody's descriptors may have to be waited for, and how many may.
+    readiness: Option<(Arc<Readiness>, usize)>,
 }
 
 impl State {
-    const EMPTY: State =
-        State { queue: VecDeque::new(), queued: None, woken: false, waiting: false, readiness: Weak::new() };
+    const EMPTY: State = State { queue: VecDeque::new(), queued: None, woken: false, waiting: false, readiness: None };
 }
 
 static STATE: Mutex<State> = Mutex::new(State::EMPTY);
@@ -91,7 +90,7 @@ pub(crate) fn push(kind: Kind, handle: u32, code: Code, payload: String) {
 
 /// Makes the waiter look again, wherever it waits.
 fn interrupt(state: MutexGuard<'static, State>) {
-    let readiness = state.readiness.upgrade();
+    let readiness = state.readiness.as_ref().map(|(readiness, _)| Arc::clone(readiness));
     drop(state);
     CHANGED.notify_all();
     if let Some(readiness) = readiness {
@@ -111,13 +110,16 @@ impl Watch {
             return Ok(Arc::clone(readiness));
         }
         let mut state = state();
-        let readiness = match state.readiness.upgrade() {
-            Some(readiness) => readiness,
-            None => {
+        let readiness = match &mut state.readiness {
+            Some((readiness, watches)) => {
+                *watches += 1;
+                Arc::clone(readiness)
+            }
+            none => {
                 let new = Readiness::new()
                     .map(Arc::new)
                     .map_err(|error| Failure::system("make room to wait for packets", &error, error.raw_os_error()))?;
-                state.readiness = Arc::downgrade(&new);
+                *none = Some((Arc::clone(&new), 1));
                 new
             }
         };
@@ -126,13 +128,24 @@ impl Watch {
         Ok(readiness)
     }
 
-    /// Nothing is armed through it any more.
+    /// Nothing is armed through it any more. With the last one, the waiter lets go of what it waits with.
     pub(crate) fn end(&self) {
-        let own = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(readiness) = own {
-            // Were this the last one, the waiter would hold it until its timeout.
-            readiness.wake();
+        let Some(own) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let mut state = state();
+        if let Some((_, watches)) = &mut state.readiness {
+            *watches -= 1;
+            if *watches == 0 {
+                state.readiness = None;
+            }
         }
+        drop(state);
+        own.wake();
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -168,7 +181,7 @@ pub(crate) fn wait(capacity: usize, timeout: Duration) -> Outcome<Vec<u8>> {
         if left.is_zero() {
             break Ok(Vec::new());
         }
-        let Some(readiness) = state.readiness.upgrade() else {
+        let Some(readiness) = state.readiness.as_ref().map(|(readiness, _)| Arc::clone(readiness)) else {
             state = CHANGED.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             continue;
         };

@@ -118,6 +118,12 @@ fn handles_that_are_not_open_are_refused_everywhere() {
         for f in [icx_peer_probe, icx_peer_disconnect] {
             assert_eq!(explained(f, handle).unwrap_err().code, EBADHANDLE);
         }
+        for f in [icx_tun_read, icx_udp_receive] {
+            assert_eq!(fill(f, handle, &mut [], &mut []).unwrap_err().code, EBADHANDLE);
+        }
+        for f in [icx_tun_write, icx_udp_send] {
+            assert_eq!(hand(f, handle, &[], &mut []).unwrap_err().code, EBADHANDLE);
+        }
         let receivers = [
             icx_engine_add_network,
             icx_engine_update_network,
@@ -231,6 +237,94 @@ fn one_waits_for_events_at_a_time_while_handles_open_and_close() {
     assert_eq!(icx_events_wake(), 0);
     assert_eq!(waiter.join().unwrap(), 0);
     assert_eq!(events_wait(&mut [0; 256], 0), 0);
+}
+
+fn udp() -> u32 {
+    json(icx_udp_open, r#"{"localAddress":"127.0.0.1","port":0,"sourcePortHashing":false,"family":"ipv4"}"#).unwrap()
+}
+
+/// How many descriptors this process has.
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[test]
+fn sockets_tell_of_datagrams_by_an_event_and_take_what_waits_for_it_with_them() {
+    const READABLE: u32 = 2;
+    let _turn = exclusive();
+    let before = descriptors();
+    let handle = udp();
+    let port = out(icx_udp_info, handle).unwrap()["port"].as_u64().unwrap() as u16;
+    let mut packets = [IcxPacket::default(); 4];
+    let mut output = vec![0; 65_535];
+    assert_eq!(fill(icx_udp_receive, handle, &mut packets, &mut output), Ok(0));
+    let mut event = [0; 256];
+    assert_eq!(events_wait(&mut event, 0), 0, "nothing has come");
+
+    let far = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    far.send_to(b"one", ("127.0.0.1", port)).unwrap();
+    assert_eq!(events_wait(&mut event, 20_000), 16);
+    let word = |at: usize| u32::from_le_bytes(event[at..at + 4].try_into().unwrap());
+    assert_eq!((word(4), word(8), word(12)), (READABLE, handle, 0));
+    assert_eq!(events_wait(&mut event, 0), 0, "told once");
+    assert_eq!(fill(icx_udp_receive, handle, &mut packets, &mut output), Ok(1));
+    assert_eq!((packets[0].offset, packets[0].length, packets[0].verdict), (0, 3, 0));
+    assert_eq!(packets[0].port, far.local_addr().unwrap().port());
+    assert_eq!(&output[..3], b"one");
+
+    // Back to where it came from, and to nobody.
+    packets[1] = IcxPacket { port: 0, ..packets[0] };
+    assert_eq!(hand(icx_udp_send, handle, b"one", &mut packets[..2]), Ok(2));
+    assert_eq!((packets[0].verdict, packets[1].verdict), (0, -1));
+    assert_eq!(far.recv(&mut [0; 8]).unwrap(), 3);
+
+    // A waiter that has begun with the sockets goes on without them, and holds nothing of theirs.
+    assert_eq!(fill(icx_udp_receive, handle, &mut packets, &mut output), Ok(0));
+    let waiter = std::thread::spawn(|| events_wait(&mut [0; 256], 60_000));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while events_wait(&mut [0; 256], 0) != EBUSY {
+        assert!(Instant::now() < deadline, "the waiter never began to wait");
+    }
+    drop(far);
+    assert_eq!(icx_close(handle), 0);
+    std::net::UdpSocket::bind(("127.0.0.1", port)).expect("the port is free at once");
+    while descriptors() > before {
+        assert!(Instant::now() < deadline, "descriptors are left: {} of {before}", descriptors());
+        std::thread::yield_now();
+    }
+    assert_eq!(icx_events_wake(), 0);
+    assert_eq!(waiter.join().unwrap(), 0);
+}
+
+#[test]
+fn a_waiter_that_began_before_any_sockets_hears_of_theirs() {
+    let _turn = exclusive();
+    let waiter = std::thread::spawn(|| events_wait(&mut [0; 256], 20_000));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while events_wait(&mut [0; 256], 0) != EBUSY {
+        assert!(Instant::now() < deadline, "the waiter never began to wait");
+    }
+    let handle = udp();
+    let port = out(icx_udp_info, handle).unwrap()["port"].as_u64().unwrap() as u16;
+    assert_eq!(fill(icx_udp_receive, handle, &mut [IcxPacket::default()], &mut vec![0; 65_535]), Ok(0));
+    std::net::UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"one", ("127.0.0.1", port)).unwrap();
+    assert_eq!(waiter.join().unwrap(), 16);
+    assert_eq!(icx_close(handle), 0);
+}
+
+#[test]
+fn a_batch_that_does_not_fit_its_buffers_moves_nothing() {
+    let _turn = exclusive();
+    let handle = udp();
+    let mut packets = [IcxPacket { length: 4, ..IcxPacket::default() }];
+    assert_eq!(hand(icx_udp_send, handle, b"one", &mut packets).unwrap_err().code, EINVAL);
+    assert_eq!(fill(icx_udp_receive, handle, &mut packets, &mut vec![0; 65_534]).unwrap_err().code, EBUFFER);
+    // SAFETY: NULL is refused with a length.
+    assert_eq!(unsafe { icx_udp_receive(handle, null_mut(), 1, null_mut(), 0, null_mut(), 0) }, EINVAL);
+    // SAFETY: as above.
+    assert_eq!(unsafe { icx_udp_send(handle, null(), 1, null_mut(), 0, null_mut(), 0) }, EINVAL);
+    assert_eq!(fill(icx_tun_read, handle, &mut packets, &mut []).unwrap_err().code, EBADHANDLE, "of another kind");
+    assert_eq!(icx_close(handle), 0);
 }
 
 #[test]

@@ -51,11 +51,27 @@ fn answer(call: impl FnOnce(*mut u8, u32) -> i32) -> Answer<u32> {
     Err(Reason { code, errno: i32::from_le_bytes(word(4)), text })
 }
 
+type FillFn = unsafe extern "C" fn(u32, *mut IcxPacket, u32, *mut u8, u32, *mut u8, u32) -> i32;
+type HandFn = unsafe extern "C" fn(u32, *const u8, u32, *mut IcxPacket, u32, *mut u8, u32) -> i32;
 type JsonFn = unsafe extern "C" fn(*const u8, u32, *mut u8, u32) -> i32;
 type ReceiverJsonFn = unsafe extern "C" fn(u32, *const u8, u32, *mut u8, u32) -> i32;
 type OutFn = unsafe extern "C" fn(u32, *mut u8, u32) -> i32;
 type ErrFn = unsafe extern "C" fn(u32, *mut u8, u32) -> i32;
 type JsonOutFn = unsafe extern "C" fn(*const u8, u32, *mut u8, u32, *mut u8, u32) -> i32;
+
+/// `(end, packets, output, err)`
+pub(crate) fn fill(f: FillFn, end: u32, packets: &mut [IcxPacket], output: &mut [u8]) -> Answer<u32> {
+    let (packets, count) = (packets.as_mut_ptr(), packets.len() as u32);
+    // SAFETY: pointers and lengths describe separate live buffers.
+    answer(|err, cap| unsafe { f(end, packets, count, output.as_mut_ptr(), output.len() as u32, err, cap) })
+}
+
+/// `(end, input, packets, err)`
+pub(crate) fn hand(f: HandFn, end: u32, input: &[u8], packets: &mut [IcxPacket]) -> Answer<u32> {
+    let (packets, count) = (packets.as_mut_ptr(), packets.len() as u32);
+    // SAFETY: pointers and lengths describe separate live buffers.
+    answer(|err, cap| unsafe { f(end, input.as_ptr(), input.len() as u32, packets, count, err, cap) })
+}
 
 /// `(json, err)`
 pub(crate) fn json(f: JsonFn, text: &str) -> Answer<u32> {
