@@ -8,8 +8,8 @@ import type { PacketBatch } from "./packet_batch.ts";
 import type { TunDevice } from "./tun_device.ts";
 
 /**
- * An inner side whose packets the native library moves: they never enter JavaScript. Only the kinds of devices listed
- * here exist, and only the library makes them.
+ * An inner side of the native library. Between two native ends packets never enter JavaScript. Only the kinds of devices listed here
+ * exist, and only the library makes them.
  */
 export type NativeDevice = TunDevice;
 

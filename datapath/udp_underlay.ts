@@ -70,7 +70,10 @@ export class UdpUnderlay implements AsyncDisposable {
     return this.#native;
   }
 
-  /** Closes the sockets. May be called again; does nothing once a running datapath has taken them over. */
+  /**
+   * Closes the sockets. May be called again. During a run, closing the datapath is the way: between native ends this does nothing then, beside an end
+   * written in TypeScript it makes the run fail with `closed`.
+   */
   close(): Promise<void> {
     this.#native.close();
     return Promise.resolve();

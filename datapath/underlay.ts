@@ -8,8 +8,8 @@ import type { PacketBatch } from "./packet_batch.ts";
 import type { UdpUnderlay } from "./udp_underlay.ts";
 
 /**
- * An outer side whose datagrams the native library moves: they never enter JavaScript. Only the kinds listed here exist,
- * and only the library makes them.
+ * An outer side of the native library. Between two native ends datagrams never enter JavaScript. Only the kinds listed here exist, and
+ * only the library makes them.
  */
 export type NativeUnderlay = UdpUnderlay;
 

@@ -125,11 +125,11 @@ function memoryOutside(): Promise<Outside> {
   });
 }
 
-/** UDP sockets on loopback. */
-async function udpOutside(library: Library): Promise<Outside> {
+/** UDP sockets on loopback. The datapath's have the given port, or any. */
+async function udpOutside(library: Library, { port: ownPort = 0 }: BenchOptions): Promise<Outside> {
   await using parts = new AsyncDisposableStack();
   const peer = parts.adopt(await Mailbox.bind(LOOPBACK, 0), (peer) => peer.close());
-  const underlay = UdpUnderlay.open({ library, localAddress: LOOPBACK, port: 0 });
+  const underlay = UdpUnderlay.open({ library, localAddress: LOOPBACK, port: ownPort });
   const { port } = underlay;
   parts.move();
   return {
@@ -157,8 +157,14 @@ const OUTSIDES = {
   udp: { make: udpOutside, breakages: [] },
 } as const;
 
+/** How a bench is made. */
+export interface BenchOptions {
+  /** The port of the datapath's UDP sockets, so that they can be told from others on the wire. @default any */
+  readonly port?: number;
+}
+
 /** The tun datapath between two kinds of ends; a device of kind `tun` needs a network namespace for itself. */
-export function tunBench(inner: "memory" | "tun", outer: "memory" | "udp"): Bench {
+export function tunBench(inner: "memory" | "tun", outer: "memory" | "udp", options: BenchOptions = {}): Bench {
   return {
     name: `tun datapath, ${inner} to ${outer}`,
     answersTooBig: inner === "tun" && outer === "udp",
@@ -166,7 +172,7 @@ export function tunBench(inner: "memory" | "tun", outer: "memory" | "udp"): Benc
 
     async open(library, makeEngine) {
       await using parts = new AsyncDisposableStack();
-      const outside = parts.use(await OUTSIDES[outer].make(library));
+      const outside = parts.use(await OUTSIDES[outer].make(library, options));
       const engine = makeEngine(`${outside.address}:${outside.peerPort}`);
       const inside = parts.use(await INSIDES[inner].make(library));
       const datapath = parts.use(await open(inside.device, outside.underlay, engine));
