@@ -5,7 +5,7 @@ import { formatMessage } from "@optique/core/message";
 import { EXIT, type ExitCode, exitCodeOf } from "./exit.ts";
 import { type Arguments, commandOf, findMisspelling, parseArguments } from "./options.ts";
 import { parserOptions } from "./parser_options.ts";
-import { columns, err, flushErr, out, painter, takesColour } from "./terminal.ts";
+import { columns, err, out, painter, takesColour } from "./terminal.ts";
 
 /** Ends parsing with an exit code: a page was shown, or the arguments are wrong. */
 class ParsingEnded {
@@ -85,7 +85,5 @@ export async function dispatch(given: readonly string[]): Promise<ExitCode> {
     if (args?.command === "up") (await import("./up.ts")).reportFailure(args, { error, text, exitCode: code });
     else complain(text);
     return code;
-  } finally {
-    await flushErr();
   }
 }

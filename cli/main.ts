@@ -7,7 +7,7 @@
 import process from "node:process";
 import { EXIT, type ExitCode } from "./exit.ts";
 import { HELP } from "./help.ts";
-import { err, out } from "./terminal.ts";
+import { err, flushErr, out } from "./terminal.ts";
 import { VERSION } from "./version.ts";
 
 async function main(args: readonly string[]): Promise<ExitCode> {
@@ -32,4 +32,6 @@ function print(page: string): ExitCode {
   }
 }
 
-process.exit(await main(process.argv.slice(2)));
+const code = await main(process.argv.slice(2));
+await flushErr();
+process.exit(code);
