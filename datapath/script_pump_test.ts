@@ -2,7 +2,7 @@ import { deepStrictEqual, ok, rejects, strictEqual } from "node:assert/strict";
 import { addressBytes } from "../control/prefix.ts";
 import { Library } from "../native/library.ts";
 import { addsUp } from "./_adds_up.ts";
-import { ManualClock } from "./clock.ts";
+import { delay, ManualClock } from "./clock.ts";
 import type { ScriptDevice } from "./device.ts";
 import { Engine, type EngineOptions } from "./engine.ts";
 import { DatapathError } from "./errors.ts";
@@ -454,4 +454,29 @@ Deno.test("a native end that somebody closes during the run ends it", async () =
   await underlay.close();
   await rejects(run, (error) => error instanceof DatapathError && error.code === "closed");
   await host.close();
+});
+
+Deno.test("what a native end refuses is counted and does not end the run", async () => {
+  await using library = Library.open();
+  using engine = Engine.create({ library, dangerIsolatedKeyHistory: true });
+  const [src, dst] = ["10.1.0.0/16", "10.2.0.0/16"];
+  // The kernel sends nothing to this address on a socket that has not asked for broadcasts.
+  engine.addNetwork({ vni: VNI, peer: "255.255.255.255:6081", routes: [{ src, dst }] });
+  const keys = { vni: VNI, rxSpi: 1, txSpi: 2, rxKey: RX_KEY, txKey: TX_KEY };
+  engine.dangerInstall({ ...keys, expiresAtNs: 2n ** 63n });
+  const [device, host] = MemoryDevice.pair();
+  const underlay = UdpUnderlay.open({ library, localAddress: "127.0.0.1", port: 0 });
+  await using datapath = await TunDatapath.open({ device, underlay, engine });
+  const run = datapath.run();
+  const late = AbortSignal.timeout(20_000);
+  for (let i = 1; i <= 3; i++) {
+    await host.push(packet(HERE, THERE));
+    while (datapath.stats().ends.underlaySendErrors < i) await delay(1, { signal: late });
+  }
+  await datapath.close();
+  await run;
+  await host.close();
+  deepStrictEqual([engine.counters(VNI).tx_packets, engine.counters(VNI).tx_errors], [3n, 3n]);
+  strictEqual(datapath.stats().ends.underlaySent, 0);
+  addsUp(datapath);
 });
