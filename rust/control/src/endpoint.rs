@@ -53,8 +53,13 @@ pub struct ControlConfig {
 pub enum OpenError {
     #[error("cannot {operation} the control socket on UDP {addr}: {source}{}", socket_advice(source))]
     Socket { operation: &'static str, addr: SocketAddr, source: io::Error },
-    #[error("cannot start the control plane's thread: {0}")]
-    Thread(io::Error),
+    #[error("cannot wait for the control plane's packets: {0}")]
+    Runtime(#[source] io::Error),
+    #[error(
+        "cannot start the control plane's thread: {0}: raise the limit on threads (`ulimit -u`, or `pids.max` of the control \
+         group)"
+    )]
+    Thread(#[source] io::Error),
     #[error(transparent)]
     Certificate(#[from] CertificateError),
     #[error(transparent)]
@@ -100,7 +105,7 @@ impl ControlEndpoint {
             .enable_io()
             .enable_time()
             .build()
-            .map_err(OpenError::Thread)?;
+            .map_err(OpenError::Runtime)?;
         let endpoint = {
             let _context = runtime.enter();
             Endpoint::new(endpoint_config, Some(server.clone()), socket, Arc::new(quinn::TokioRuntime))

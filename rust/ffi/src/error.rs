@@ -27,18 +27,26 @@ impl Failure {
 
     /// `what` was tried, and `cause` came of it: `Cannot <what>: <cause>`, or the cause alone where it says so itself.
     pub(crate) fn of(code: Code, what: impl Display, cause: &(dyn Error + 'static)) -> Self {
-        let cause_text = chain(cause);
-        let message = match cause_text.strip_prefix("cannot ") {
-            Some(rest) => format!("Cannot {rest}"),
-            None => format!("Cannot {what}: {cause_text}"),
-        };
-        Failure { code, message, errno: errno(cause) }
+        Failure::with(code, what, cause, errno(cause))
     }
 
     /// As [`Failure::of`], for a cause that knows its errno, which also gives the code; [`Code::Invalid`] without one.
     pub(crate) fn system(what: impl Display, cause: &(dyn Error + 'static), errno: Option<i32>) -> Self {
         let code = errno.map_or(Code::Invalid, |errno| code_of_io(&io::Error::from_raw_os_error(errno)));
-        Failure { errno, ..Failure::of(code, what, cause) }
+        Failure::with(code, what, cause, errno)
+    }
+
+    fn with(code: Code, what: impl Display, cause: &(dyn Error + 'static), errno: Option<i32>) -> Self {
+        let cause_text = chain(cause);
+        let mut message = match cause_text.strip_prefix("cannot ") {
+            Some(rest) => format!("Cannot {rest}"),
+            None => format!("Cannot {what}: {cause_text}"),
+        };
+        if let Some(advice) = errno.and_then(advice) {
+            message.push_str(": ");
+            message.push_str(advice);
+        }
+        Failure { code, message, errno }
     }
 }
 
@@ -60,6 +68,17 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 /// The errno of the first I/O error in the chain.
 fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
     io_error(error).and_then(io::Error::raw_os_error)
+}
+
+/// What to do where whatever was tried met a limit that has nothing to do with it.
+fn advice(errno: i32) -> Option<&'static str> {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    match errno {
+        EMFILE => Some("raise the limit on open files of this process (`ulimit -n`); 128 are enough for a tunnel"),
+        ENFILE => Some("end some programs, or raise the limit on open files of the system (`sysctl fs.file-max`)"),
+        _ => None,
+    }
 }
 
 /// The code that says best what the operating system said; `otherwise` where nothing of it is in the chain.
@@ -116,6 +135,16 @@ mod tests {
             failure.message,
             "Cannot load the key: no key in it: cannot read the file: Permission denied (os error 13)"
         );
+    }
+
+    #[test]
+    fn a_limit_that_is_reached_is_named_with_what_raises_it() {
+        for (errno, named) in [(24, "`ulimit -n`"), (23, "`sysctl fs.file-max`")] {
+            let full = Outer { source: io::Error::from_raw_os_error(errno) };
+            let failure = Failure::system("open it", &full, Some(errno));
+            assert!(failure.message.starts_with("Cannot read the file: Too many open files"), "{}", failure.message);
+            assert!(failure.message.contains(named), "{}", failure.message);
+        }
     }
 
     #[test]

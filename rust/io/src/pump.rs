@@ -64,7 +64,10 @@ pub enum PumpError {
     Socket { address: std::net::SocketAddr, call: &'static str, source: io::Error },
     #[error("cannot wait for packets ({call}): {source}")]
     Wait { call: &'static str, source: io::Error },
-    #[error("cannot start worker thread {worker}: {source}")]
+    #[error(
+        "cannot start worker thread {worker}: {source}: raise the limit on threads (`ulimit -u`, or `pids.max` of the control \
+         group)"
+    )]
     Spawn { worker: &'static str, source: io::Error },
     #[error("worker {worker} panicked: {message}; this is a defect of icx, please report it")]
     Panicked { worker: &'static str, message: String },
