@@ -338,13 +338,15 @@ export class Lab {
   readonly #third: Namespace;
   readonly #nodes: Node[] = [];
   readonly #running: Running[] = [];
+  readonly #mtuBytes: number;
   #relay: Relay | undefined;
 
-  private constructor(a: Host, b: Host, third: Namespace, directory: string) {
+  private constructor(a: Host, b: Host, options: { third: Namespace; directory: string; mtuBytes: number }) {
     this.a = a;
     this.b = b;
-    this.#third = third;
-    this.directory = directory;
+    this.#third = options.third;
+    this.directory = options.directory;
+    this.#mtuBytes = options.mtuBytes;
   }
 
   static async create(options: LabOptions = {}): Promise<Lab> {
@@ -364,9 +366,11 @@ export class Lab {
         keyFile: join(directory, `${letter}.key`),
       });
     };
-    const lab = new Lab(host("a", 1), host("b", 2), new Namespace(`${tag}m`), directory);
+    const { mtuBytes = 1500 } = options;
+    const third = new Namespace(`${tag}m`);
+    const lab = new Lab(host("a", 1), host("b", 2), { third, directory, mtuBytes });
     try {
-      await lab.#build(options.mtuBytes ?? 1500, options.relay ?? false);
+      await lab.#build(options.relay ?? false);
       if (options.intruder) await lab.#letIn();
     } catch (error) {
       await lab[Symbol.asyncDispose]();
@@ -386,7 +390,7 @@ export class Lab {
     return this.#third;
   }
 
-  async #build(mtuBytes: number, relay: boolean): Promise<void> {
+  async #build(relay: boolean): Promise<void> {
     for (const host of [this.a, this.b]) {
       await addNamespace(host);
       const generated = await run([ICX, "genkey", host.keyFile]);
@@ -394,12 +398,12 @@ export class Lab {
       host.publicKey = (await ok([ICX, "pubkey", host.keyFile])).trim();
     }
     if (!relay) {
-      await wire([this.a, "phy", this.a.underlay], [this.b, "phy", this.b.underlay], mtuBytes);
+      await this.rewire();
       return;
     }
     await addNamespace(this.#third);
     for (const [name, host] of [["side-a", this.a], ["side-b", this.b]] as const) {
-      await wire([host, "phy", host.underlay], [this.#third, name, host.peerUnderlay], mtuBytes);
+      await wire([host, "phy", host.underlay], [this.#third, name, host.peerUnderlay], this.#mtuBytes);
     }
     const running = this.#third.start([
       RELAY,
@@ -409,6 +413,11 @@ export class Lab {
     this.#running.push(running);
     this.#relay = new Relay(running);
     await this.#relay.ready();
+  }
+
+  /** Lays the wire between the hosts, in a lab without a relay. */
+  async rewire(): Promise<void> {
+    await wire([this.a, "phy", this.a.underlay], [this.b, "phy", this.b.underlay], this.#mtuBytes);
   }
 
   /** Gives the third namespace a wire to host `b` that takes packets from whatever address. */
