@@ -1,8 +1,8 @@
 /** What 100000 hostile frames a second cost the traffic, measured beside as many unrelated packets. */
 import assert from "node:assert/strict";
-import process from "node:process";
 import { capture, discard, underLoad, UNRELATED_PORT } from "../netns/_adversary.ts";
 import { Lab, privileged } from "../netns/_lab.ts";
+import { figure } from "./_report.ts";
 
 const ROUNDS = 5;
 
@@ -27,13 +27,14 @@ for (const [what, kinds] of [["hostile frames of all kinds", []], ["forged frame
     }
     const [hostile, unrelated] = [median(rates[6081] ?? []), median(rates[UNRELATED_PORT] ?? [])];
     const ratio = hostile / unrelated;
-    const mbit = (bits: number) => (bits / 1e6).toFixed(0);
-    process.stdout.write(
-      `${what}: ${median(pps)} a second; TCP ${mbit(hostile)} Mbit/s, beside unrelated packets ${mbit(unrelated)}; ` +
-        `ratio ${ratio.toFixed(2)} (rounds: ${
-          rates[6081]?.map((rate, n) => (rate / (rates[UNRELATED_PORT]?.[n] ?? rate)).toFixed(2)).join(" ")
-        })\n`,
-    );
+    const mbit = (bits: number) => Math.round(bits / 1e6);
+    figure(`${what} at 100000 a second`, {
+      pps: median(pps),
+      mbitPerSecond: mbit(hostile),
+      besideUnrelatedPackets: mbit(unrelated),
+      ratio: ratio.toFixed(2),
+      rounds: rates[6081]?.map((rate, n) => (rate / (rates[UNRELATED_PORT]?.[n] ?? rate)).toFixed(2)),
+    });
     assert(ratio > 0.6, `${ratio}`);
     await a.stop();
     await b.stop();
