@@ -9,6 +9,8 @@ import { transfer } from "./_transfer.ts";
 const MIB = 1 << 20;
 /** What a node has room in, under load. */
 const ENOUGH_MIB = 160;
+/** What the launcher asks for. */
+const LEAST_FILES = 64;
 /** Of one processor, for a node that waits for better times beside 20 packets a second. */
 const IDLE_LOAD = 0.5;
 
@@ -20,7 +22,10 @@ const shell = (script: string): { through: string[] } => ({ through: ["/bin/sh",
 /** How a node ended; a `code` of undefined when it has started instead. */
 function ends(node: Node): Promise<{ readonly code: number | null | undefined; readonly stderr: string }> {
   const started = node.event("starting").then(() => ({ code: undefined, stderr: "" }));
-  return Promise.race([node.process.ended, started.catch(() => node.process.ended)]);
+  return Promise.race([
+    node.process.ended,
+    started.catch((error: unknown) => node.process.running ? Promise.reject(error) : node.process.ended),
+  ]);
 }
 
 function skipped(what: string): void {
@@ -39,9 +44,11 @@ async function grown(node: Node, before: Readonly<Record<string, number>>, name:
 privileged("descriptors run out at the start: the node says so and ends with 1, or it runs", async () => {
   await using lab = await Lab.create();
   let refused = 0;
-  // From "just enough for the runtime" to "enough": which step fails depends on how many the runtime has open itself.
-  for (const files of [20, 21, 22, 64]) {
-    const node = lab.start(lab.a, [], { through: ["prlimit", `--nofile=${files}`] });
+  // From "just enough for the runtime" to "enough": which step fails depends on how many the runtime has open itself. Those
+  // beyond are in use when the launcher asks for the limit.
+  for (const files of [20, 21, LEAST_FILES]) {
+    const used = `for ((fd = 3; fd < ${3 + LEAST_FILES - files}; fd++)); do eval "exec $fd</dev/null"; done; exec "$@"`;
+    const node = lab.start(lab.a, [], { through: ["prlimit", `--nofile=${LEAST_FILES}`, "bash", "-c", used, "bash"] });
     const { code, stderr } = await ends(node);
     if (code === undefined) {
       await node.stop();
@@ -49,7 +56,7 @@ privileged("descriptors run out at the start: the node says so and ends with 1, 
       assert.equal(code, 1, stderr);
       // The runtime may be the first to miss one, and has words of its own for that.
       assert.match(stderr, /Too many open files/);
-      if (/^icx: Cannot .*Too many open files.*`ulimit -n`/m.test(stderr)) refused += 1;
+      if (/"Cannot [^"]*Too many open files[^"]*`ulimit -n`/.test(stderr)) refused += 1;
     }
     assert(!(await lab.a.ok(["ip", "-o", "link"])).includes("icx0"));
   }
@@ -203,7 +210,7 @@ async function withSink({ name, script, reader }: typeof SINKS[number]): Promise
   await b.event("up");
   assert(a.process.running, `${name}: ${a.process.stderr}`);
   await eventually("traffic", BACK_WITHIN_MS, () => answers(lab, lab.b));
-  for (let rekeys = 0; rekeys < 2; rekeys++) await b.event("keys", 10_000, b.events().length);
+  await b.event("keys", 10_000, b.events().length);
   const share = await load(a.process.pid, () => pause(500));
   assert(share < IDLE_LOAD, `${name}: it uses ${share} of a processor`);
   assert(await answers(lab, lab.b), name);
@@ -333,7 +340,7 @@ privileged(
       const execute = (lines: readonly string[]) =>
         lab.a.shell(lines.join("\n")).then(({ code, stderr }) => assert.equal(code, 0, stderr));
       await execute(begin);
-      const shares = await Promise.all(nodes.map(({ process }) => load(process.pid, () => pause(1000))));
+      const shares = await Promise.all(nodes.map(({ process }) => load(process.pid, () => pause(500))));
       assert(shares.every((share) => share < IDLE_LOAD), `${name}: ${shares}`);
       if (counted !== undefined) assert(await grown(a, before, counted) > 0, `${name}: ${counted}`);
       await (typeof end === "function" ? end(lab) : execute(end));
