@@ -75,8 +75,9 @@ privileged(
     }
     const nodes = await lab.tunnel(REKEY);
     const [a, b] = nodes;
-    const before = await Promise.all(nodes.map(({ process }) => usage(process.pid)));
     const pinging = await Pinging.start(lab, lab.b);
+    // Packets move: every thread is there.
+    const before = await Promise.all(nodes.map(({ process }) => usage(process.pid)));
     const startedAt = performance.now();
     let arrivedFlows = 0;
     const transfers = Promise.all(Array.from({ length: FLOWS }, async (_, flow) => {
