@@ -21,6 +21,7 @@ pub(crate) enum Kind {
     PumpEnded = 1,
     Readable = 2,
     Writable = 3,
+    PumpNotice = 4,
     SessionUp = 10,
     SessionLost = 11,
     DialFailed = 12,

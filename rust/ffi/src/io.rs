@@ -1,12 +1,13 @@
 //! Devices, sockets, the pumps between them, and questions to the kernel about its network.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::num::NonZero;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use icx_io::ends::MAX_PACKET_BYTES;
 use icx_io::{
-    Datagram, DatagramBatches, Family, LinkError, Pump, PumpCounters, PumpError, PumpOptions, RouteError, Tun,
-    TunConfig, TunError, Udp, UdpConfig,
+    Datagram, DatagramBatches, Family, Latency, LinkError, Pump, PumpCounters, PumpError, PumpNotice, PumpOptions,
+    RouteError, Tun, TunConfig, TunError, TunOffload, Udp, UdpConfig, UdpOffload,
 };
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,35 @@ struct TunInfo {
     name: String,
     index: u32,
     mtu: u32,
+    queues: usize,
+    offload: TunOffloads,
+}
+
+/// What a device is to do, and what it can.
+#[derive(Clone, Copy, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+struct TunOffloads {
+    tso: bool,
+    uso: bool,
+    gro: bool,
+}
+
+impl Default for TunOffloads {
+    fn default() -> Self {
+        TunOffload::default().into()
+    }
+}
+
+impl From<TunOffload> for TunOffloads {
+    fn from(TunOffload { tso, uso, gro }: TunOffload) -> Self {
+        TunOffloads { tso, uso, gro }
+    }
+}
+
+impl From<TunOffloads> for TunOffload {
+    fn from(TunOffloads { tso, uso, gro }: TunOffloads) -> Self {
+        TunOffload { tso, uso, gro }
+    }
 }
 
 #[derive(Deserialize)]
@@ -46,13 +76,28 @@ struct TunOptions {
     name: String,
     mtu: u32,
     addresses: Vec<Text<InterfaceAddress>>,
+    #[serde(default = "one")]
+    queues: NonZero<u16>,
+    #[serde(default)]
+    offload: TunOffloads,
+}
+
+fn one() -> NonZero<u16> {
+    NonZero::<u16>::MIN
 }
 
 pub(crate) fn open_tun(_: &Call, text: &[u8]) -> Outcome<u32> {
     let options: TunOptions = json::parse(text)?;
     let what = format!("open the TUN device '{}'", options.name);
     let addresses = options.addresses.iter().map(|address| (address.0.addr, address.0.prefix_len)).collect();
-    let device = Tun::open(TunConfig { name: options.name, mtu: options.mtu, addresses }).map_err(|error| {
+    let config = TunConfig {
+        name: options.name,
+        mtu: options.mtu,
+        addresses,
+        queues: options.queues,
+        offload: options.offload.into(),
+    };
+    let device = Tun::open(config).map_err(|error| {
         let failure = Failure::system(what, &error, error.errno());
         if matches!(error, TunError::NoDriver | TunError::Ipv6Disabled { .. }) {
             Failure { code: Code::Unsupported, ..failure }
@@ -60,7 +105,13 @@ pub(crate) fn open_tun(_: &Call, text: &[u8]) -> Outcome<u32> {
             failure
         }
     })?;
-    let info = TunInfo { name: device.name().to_owned(), index: device.index(), mtu: device.mtu() };
+    let info = TunInfo {
+        name: device.name().to_owned(),
+        index: device.index(),
+        mtu: device.mtu(),
+        queues: device.queues(),
+        offload: device.offload().into(),
+    };
     handle::open(TunHandle { info, device: Mutex::new(Some(device)), watch: Watch::default() })
 }
 
@@ -155,6 +206,34 @@ impl UdpHandle {
 struct UdpInfo {
     local_address: IpAddr,
     port: u16,
+    sockets: usize,
+    offload: UdpOffloads,
+}
+
+/// What the kernel is to do for the sockets, and what it can.
+#[derive(Clone, Copy, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+struct UdpOffloads {
+    segment: bool,
+    merge: bool,
+}
+
+impl Default for UdpOffloads {
+    fn default() -> Self {
+        UdpOffload::default().into()
+    }
+}
+
+impl From<UdpOffload> for UdpOffloads {
+    fn from(UdpOffload { segment, merge }: UdpOffload) -> Self {
+        UdpOffloads { segment, merge }
+    }
+}
+
+impl From<UdpOffloads> for UdpOffload {
+    fn from(UdpOffloads { segment, merge }: UdpOffloads) -> Self {
+        UdpOffload { segment, merge }
+    }
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -183,6 +262,10 @@ struct UdpOptions {
     port: u16,
     source_port_hashing: bool,
     family: FamilyOptions,
+    #[serde(default = "one")]
+    sockets: NonZero<u16>,
+    #[serde(default)]
+    offload: UdpOffloads,
 }
 
 pub(crate) fn open_udp(_: &Call, text: &[u8]) -> Outcome<u32> {
@@ -192,10 +275,17 @@ pub(crate) fn open_udp(_: &Call, text: &[u8]) -> Outcome<u32> {
         port: options.port,
         family: options.family.into(),
         source_port_hashing: options.source_port_hashing,
+        sockets: options.sockets,
+        offload: options.offload.into(),
     })
     .map_err(|error| Failure::system(format_args!("open UDP port {}", options.port), &error, error.errno()))?;
     let local = sockets.local_addr();
-    let info = UdpInfo { local_address: local.ip(), port: local.port() };
+    let info = UdpInfo {
+        local_address: local.ip(),
+        port: local.port(),
+        sockets: sockets.sockets(),
+        offload: sockets.offload().into(),
+    };
     let sockets = Mutex::new(Some(Sockets { udp: sockets, batches: None }));
     handle::open(UdpHandle { info, sockets, watch: Watch::default() })
 }
@@ -284,6 +374,33 @@ struct PumpStart {
     engine: u32,
     tun: u32,
     udp: u32,
+    #[serde(default)]
+    latency: LatencyOptions,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum LatencyOptions {
+    Low,
+    #[default]
+    Balanced,
+    Idle,
+}
+
+impl From<LatencyOptions> for Latency {
+    fn from(latency: LatencyOptions) -> Self {
+        match latency {
+            LatencyOptions::Low => Latency::Low,
+            LatencyOptions::Balanced => Latency::Balanced,
+            LatencyOptions::Idle => Latency::Idle,
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(tag = "notice", rename_all = "kebab-case")]
+enum Notice {
+    SegmentationRefused { local: SocketAddr, errno: Option<i32>, message: String },
 }
 
 #[derive(Serialize)]
@@ -321,6 +438,15 @@ pub(crate) fn start_pump(call: &Call, text: &[u8]) -> Outcome<u32> {
     handle::disown(ids.udp);
     tun.watch.end();
     udp.watch.end();
+    let on_notice = Box::new(move |notice| {
+        let notice = match notice {
+            PumpNotice::SegmentationRefused { local, errno, message } => {
+                Notice::SegmentationRefused { local, errno, message }
+            }
+            _ => return,
+        };
+        events::push(Kind::PumpNotice, id, Code::Ok, json::text(&notice).unwrap_or_default());
+    });
     let on_end = Box::new(move |result: Result<(), PumpError>| {
         if let Err(error) = result {
             let failure = pump_failure("move packets", &error);
@@ -330,7 +456,9 @@ pub(crate) fn start_pump(call: &Call, text: &[u8]) -> Outcome<u32> {
             events::push(Kind::PumpEnded, id, failure.code, json::text(&ended).unwrap_or_default());
         }
     });
-    let pump = Pump::start(engine, device, sockets.udp, PumpOptions::default(), on_end)
+    let mut options = PumpOptions::default();
+    options.latency = ids.latency.into();
+    let pump = Pump::start(engine, device, sockets.udp, options, on_notice, on_end)
         .map_err(|error| pump_failure("start the pump", &error))?;
     Ok(reservation.open(std::sync::Arc::new(PumpHandle { pump })))
 }

@@ -22,14 +22,19 @@ pub(crate) const RECEIVE_SLOT_BYTES: usize = 65_536 + 128;
 /// Datagrams per system call, for callers outside.
 const BATCH: usize = 64;
 
-/// The queue that callers outside use.
-const QUEUE: usize = 0;
+/// The queue to which callers outside write.
+const FIRST: usize = 0;
 
 impl Tun {
-    /// Reads the next packet into `buffer`, without waiting; `None` when there is none. Only a lost device is an error.
-    pub(crate) fn next_packet(&self, queue: usize, buffer: &mut [u8]) -> Result<Option<usize>, PumpError> {
+    /// Reads the next packet with its virtio header, if there are any, into `buffer`, without waiting; `None` when there is none.
+    /// Only a lost device is an error.
+    pub(crate) fn next_piece(&self, queue: usize, buffer: &mut [u8]) -> Result<Option<usize>, PumpError> {
+        self.next(|| self.read(queue, buffer))
+    }
+
+    fn next(&self, mut read: impl FnMut() -> io::Result<usize>) -> Result<Option<usize>, PumpError> {
         loop {
-            match self.read(queue, buffer) {
+            match read() {
                 Ok(0) => return Ok(None),
                 Ok(length) => return Ok(Some(length)),
                 Err(error) => match error.kind() {
@@ -41,11 +46,20 @@ impl Tun {
         }
     }
 
-    /// Hands the device a packet; false when it does not take it (it is set down, there is no memory, the packet is no IP
-    /// packet). Only a lost device is an error.
+    /// Hands the device a packet with its virtio header, if there are any; false when it does not take it (it is set down, there
+    /// is no memory, the packet is no IP packet). Only a lost device is an error.
+    pub(crate) fn deliver_piece(&self, queue: usize, bytes: &[u8]) -> Result<bool, PumpError> {
+        self.deliver_by("write", || self.write(queue, bytes))
+    }
+
+    /// The same for a bare packet.
     pub(crate) fn deliver(&self, queue: usize, packet: &[u8]) -> Result<bool, PumpError> {
+        self.deliver_by("write", || self.write_bare(queue, packet))
+    }
+
+    fn deliver_by(&self, call: &'static str, mut write: impl FnMut() -> io::Result<()>) -> Result<bool, PumpError> {
         let error = loop {
-            match self.write(queue, packet) {
+            match write() {
                 Ok(()) => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => break error,
@@ -53,13 +67,13 @@ impl Tun {
         };
         match error.raw_os_error() {
             Some(libc::EBADFD | libc::ENODEV | libc::ENXIO | libc::EBADF | libc::EFAULT) => {
-                Err(self.failure("write", error))
+                Err(self.failure(call, error))
             }
             _ => Ok(false),
         }
     }
 
-    fn failure(&self, call: &'static str, source: io::Error) -> PumpError {
+    pub(crate) fn failure(&self, call: &'static str, source: io::Error) -> PumpError {
         let device = self.name().to_owned();
         match source.raw_os_error() {
             // What a descriptor answers whose device is gone (`tun_get` in drivers/net/tun.c), or is going.
@@ -80,34 +94,38 @@ impl Tun {
         packet: &mut dyn FnMut(Range<usize>),
     ) -> Result<usize, PumpError> {
         let (mut count, mut used) = (0, 0);
-        while count < capacity && output.len() - used >= MAX_PACKET_BYTES {
-            let length = match self.next_packet(QUEUE, &mut output[used..]) {
-                Ok(Some(length)) => length,
-                Err(error) if count == 0 => return Err(error),
-                // Before a failure, what was read is handed out; the failure comes again.
-                Ok(None) | Err(_) => break,
-            };
-            packet(used..used + length);
-            used += length;
-            count += 1;
+        for queue in 0..self.queues() {
+            while count < capacity && output.len() - used >= MAX_PACKET_BYTES {
+                let length = match self.next(|| self.read_bare(queue, &mut output[used..])) {
+                    Ok(Some(length)) => length,
+                    Err(error) if count == 0 => return Err(error),
+                    // Before a failure, what was read is handed out; the failure comes again.
+                    Ok(None) | Err(_) => break,
+                };
+                packet(used..used + length);
+                used += length;
+                count += 1;
+            }
         }
         if count == 0 {
-            readiness
-                .arm(Direction::Read, self.queue_fd(QUEUE), token)
-                .map_err(|source| PumpError::Wait { call: "epoll_ctl", source })?;
+            for queue in 0..self.queues() {
+                readiness
+                    .arm(Direction::Read, self.queue_fd(queue), token)
+                    .map_err(|source| PumpError::Wait { call: "epoll_ctl", source })?;
+            }
         }
         Ok(count)
     }
 
     /// Hands the device a packet, as the pump does: false when it does not take it.
     pub fn write_packet(&self, packet: &[u8]) -> Result<bool, PumpError> {
-        self.deliver(QUEUE, packet)
+        self.deliver(FIRST, packet)
     }
 }
 
 /// What a receive came to.
 pub(crate) enum Received {
-    Datagrams(usize),
+    Messages(usize),
     /// None. `pause`: although the socket may be readable.
     Nothing {
         pause: bool,
@@ -115,10 +133,11 @@ pub(crate) enum Received {
 }
 
 impl Udp {
-    /// Receives what is there, without waiting. Only a socket that cannot be used any more is an error.
-    pub(crate) fn receive(&self, batch: &mut ReceiveBatch) -> Result<Received, PumpError> {
-        match sys::recvmmsg(self.base(), batch) {
-            Ok(received) => Ok(Received::Datagrams(received)),
+    /// Receives up to `limit` messages of those that are there for worker number `worker`, without waiting. Only a socket that
+    /// cannot be used any more is an error.
+    pub(crate) fn receive(&self, worker: usize, batch: &mut ReceiveBatch, limit: usize) -> Result<Received, PumpError> {
+        match sys::recvmmsg(self.base(worker), batch, limit) {
+            Ok(received) => Ok(Received::Messages(received)),
             Err(source) => match source.raw_os_error() {
                 Some(libc::EAGAIN | libc::EINTR) => Ok(Received::Nothing { pause: false }),
                 Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::EINVAL) => {
@@ -193,20 +212,26 @@ impl DatagramBatches {
     ) -> Result<usize, PumpError> {
         if self.next == self.count {
             self.next = 0;
-            self.count = match udp.receive(&mut self.received)? {
-                Received::Datagrams(count) => count,
-                Received::Nothing { .. } => 0,
-            };
+            self.count = 0;
+            for worker in 0..udp.sockets() {
+                if let Received::Messages(count @ 1..) = udp.receive(worker, &mut self.received, BATCH)? {
+                    self.count = count;
+                    break;
+                }
+            }
         }
         if self.count == 0 {
-            readiness
-                .arm(Direction::Read, udp.base(), token)
-                .map_err(|source| PumpError::Wait { call: "epoll_ctl", source })?;
+            for worker in 0..udp.sockets() {
+                readiness
+                    .arm(Direction::Read, udp.base(worker), token)
+                    .map_err(|source| PumpError::Wait { call: "epoll_ctl", source })?;
+            }
             return Ok(0);
         }
         let first = self.next;
-        for datagram in self.received.datagrams().skip(first) {
-            let sys::Received { payload, from, truncated } = datagram;
+        // Each message is one datagram: the kernel merges them for pumps only.
+        for message in self.received.messages().skip(first) {
+            let sys::Received { payload, from, truncated, .. } = message;
             if !take(ReceivedDatagram { payload, from, truncated }) {
                 break;
             }
@@ -231,7 +256,7 @@ impl DatagramBatches {
         let mut next = 0;
         for run in self.choices.chunk_by(|a, b| a.socket == b.socket) {
             let (first, last) = (next, next + run.len());
-            let socket = udp.socket(run[0].socket);
+            let socket = udp.descriptor(run[0].socket);
             let mut refused = [false; BATCH];
             next += send_run(
                 socket,

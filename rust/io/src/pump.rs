@@ -1,54 +1,51 @@
 //! Worker threads between a TUN device, the engine and UDP sockets.
 //!
-//! `icx-out-0` reads inner packets, seals them into one buffer and sends the batch; it also sends keepalives and runs the
-//! engine's timers. `icx-in-0` receives a batch of datagrams, opens each and hands it to the device. Both wait in
-//! ppoll(2), also on one eventfd that tells them to stop.
+//! One worker for each queue of the device, with a receiving socket of its own, serves both directions in turn: it reads
+//! inner packets, seals them into one buffer and sends that; it receives datagrams, opens them into another and hands
+//! the device what came together there. The first worker also sends keepalives and runs the engine's timers. When there
+//! is nothing to do a worker looks again for a moment, as its [`Latency`] says, and then waits in ppoll(2), also on one
+//! eventfd that tells it to stop.
+//!
+//! A flow stays in order: the kernel reads it from one queue, and what came from one address and port stays on one
+//! socket. Which queue a flow is read from follows the queue to which its other direction was written last (`tun_flow_update`
+//! in drivers/net/tun.c), so packets are written to the queue that the flow's hash names, whichever worker opened them.
+
+mod idle;
+mod worker;
 
 use std::any::Any;
 use std::fs::File;
 use std::io::{self, Write};
-use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use icx_proto::Instant;
-use icx_proto::counters::TxDrop;
-use icx_proto::engine::{Engine, RxVerdict, TxVerdict};
+use icx_proto::engine::Engine;
 
-use crate::clock;
-use crate::ends::{MAX_PACKET_BYTES, RECEIVE_SLOT_BYTES, Received};
-use crate::icmp::TooBig;
-use crate::sys::{self, Interest, ReceiveBatch};
+pub use idle::Latency;
+
+use crate::sys::{self, Interest};
 use crate::tun::Tun;
-use crate::udp::{Destination, SendQueue, Udp};
-
-/// Packets per batch, in both directions.
-const BATCH: usize = 64;
-
-/// A sealed datagram with its outer headers' share (Geneve 32, tag 16), rounded up.
-const MAX_DATAGRAM_BYTES: usize = MAX_PACKET_BYTES + 64;
-
-/// How long to wait for room in a full socket buffer before the batch is given up.
-const SEND_PATIENCE: Duration = Duration::from_secs(1);
-
-/// The first queue, which is also in charge of keepalives and timers.
-const QUEUE: usize = 0;
+use crate::udp::Udp;
+use worker::work;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PumpOptions {
-    /// The longest that the outbound worker sleeps: how late it may notice keys that were installed while nothing was
+    /// The longest that the first worker sleeps: how late it may notice keys that were installed while nothing was
     /// to be sent, and with them the first keepalive. Default: 250 ms, i.e. four wake-ups a second when idle.
     pub idle_wake: Duration,
+    /// How long workers look for more to do before they sleep.
+    pub latency: Latency,
 }
 
 impl Default for PumpOptions {
     fn default() -> Self {
-        PumpOptions { idle_wake: Duration::from_millis(250) }
+        PumpOptions { idle_wake: Duration::from_millis(250), latency: Latency::default() }
     }
 }
 
@@ -68,9 +65,22 @@ pub enum PumpError {
         "cannot start worker thread {worker}: {source}: raise the limit on threads (`ulimit -u`, or `pids.max` of the control \
          group)"
     )]
-    Spawn { worker: &'static str, source: io::Error },
+    Spawn { worker: String, source: io::Error },
     #[error("worker {worker} panicked: {message}; this is a defect of icx, please report it")]
-    Panicked { worker: &'static str, message: String },
+    Panicked { worker: String, message: String },
+    #[error(
+        "{queues} queues of device {device} need as many sockets, and there are {sockets}: open both for one number"
+    )]
+    Uneven { device: String, queues: usize, sockets: usize },
+}
+
+/// What a pump has to tell while it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PumpNotice {
+    /// The kernel refused to cut datagrams that were sent from the socket on `local`, and is asked to no more. Nothing was
+    /// lost by that.
+    SegmentationRefused { local: SocketAddr, errno: Option<i32>, message: String },
 }
 
 impl PumpError {
@@ -83,6 +93,7 @@ impl PumpError {
             | PumpError::Wait { call, .. } => call,
             PumpError::Spawn { .. } => "spawn",
             PumpError::Panicked { .. } => "panic",
+            PumpError::Uneven { .. } => "start",
         }
     }
 
@@ -94,7 +105,7 @@ impl PumpError {
             | PumpError::Socket { source, .. }
             | PumpError::Wait { source, .. }
             | PumpError::Spawn { source, .. } => source.raw_os_error(),
-            PumpError::Panicked { .. } => None,
+            PumpError::Panicked { .. } | PumpError::Uneven { .. } => None,
         }
     }
 }
@@ -132,9 +143,9 @@ macro_rules! pump_counters {
 }
 
 pump_counters! {
-    /// Inner packets read from the device.
+    /// Inner packets read from the device: what it handed over uncut counts as the packets that it becomes.
     device_read_packets,
-    /// Inner packets handed to the device.
+    /// Inner packets handed to the device: what it was given merged counts as the packets that it is made of.
     device_write_packets,
     /// Inner packets that the device refused: it is set down, or they are no IP packets.
     device_write_errors,
@@ -148,6 +159,14 @@ pump_counters! {
     port_fallbacks,
     /// Datagrams dropped because they were longer than any that can be sent.
     underlay_truncated,
+    /// Reads from the device that brought something, cut or uncut.
+    device_reads,
+    /// Writes to the device, merged or not, replies and what was refused included.
+    device_writes,
+    /// Messages that the kernel took for sending, each of one datagram or more.
+    underlay_sends,
+    /// Messages received, each of one datagram or more.
+    underlay_receives,
 }
 
 /// Adds to a counter that only the calling thread writes.
@@ -163,16 +182,28 @@ pub struct Pump {
 }
 
 /// What the pump and its workers share.
-#[derive(Debug)]
 struct Control {
     stop: AtomicBool,
     /// Readable from the stop on.
     stop_event: File,
-    outbound: WorkerCounters,
-    inbound: WorkerCounters,
+    /// One for each worker.
+    counters: Box<[WorkerCounters]>,
+    on_notice: OnNotice,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").field("stop", &self.stop).field("counters", &self.counters).finish_non_exhaustive()
+    }
 }
 
 impl Control {
+    fn new(workers: usize, on_notice: OnNotice) -> Result<Control, PumpError> {
+        let stop_event = sys::event_fd().map_err(|source| PumpError::Wait { call: "eventfd", source })?;
+        let counters = std::iter::repeat_with(WorkerCounters::default).take(workers).collect();
+        Ok(Control { stop: AtomicBool::new(false), stop_event: stop_event.into(), counters, on_notice })
+    }
+
     fn stop(&self) {
         self.stop.store(true, Ordering::Release);
         // Cannot fail but for an overflow of the event's 64 bits, and then it is readable too.
@@ -183,21 +214,17 @@ impl Control {
         self.stop.load(Ordering::Acquire)
     }
 
-    /// Waits for `interest` or the stop.
-    fn wait(&self, interest: Interest<'_>, timeout: Option<Duration>) -> Result<(), PumpError> {
-        self.ready(interest, timeout).map(drop)
+    /// Waits for one of `interests` or the stop; true when the first is ready.
+    fn wait<const N: usize>(&self, interests: [Interest<'_>; N], timeout: Option<Duration>) -> Result<bool, PumpError> {
+        let mut all = [Interest::readable(self.stop_event.as_fd()); 4];
+        all[..N].copy_from_slice(&interests);
+        sys::poll(&mut all[..=N], timeout).map_err(|source| PumpError::Wait { call: "ppoll", source })?;
+        Ok(all[0].is_ready())
     }
 
     /// Waits for the stop alone.
     fn pause(&self, timeout: Duration) -> Result<(), PumpError> {
-        self.wait(Interest::readable(self.stop_event.as_fd()), Some(timeout))
-    }
-
-    /// Waits for `interest` or the stop; true when what was waited for is ready.
-    fn ready(&self, interest: Interest<'_>, timeout: Option<Duration>) -> Result<bool, PumpError> {
-        let mut interests = [interest, Interest::readable(self.stop_event.as_fd())];
-        sys::poll(&mut interests, timeout).map_err(|source| PumpError::Wait { call: "ppoll", source })?;
-        Ok(interests[0].is_ready())
+        self.wait([], Some(timeout)).map(drop)
     }
 }
 
@@ -209,9 +236,10 @@ struct Ends {
     options: PumpOptions,
 }
 
-/// What a worker thread does until the stop, or until it fails.
-type Worker = fn(&Ends, &Control) -> Result<(), PumpError>;
+/// What a worker thread does until the stop, or until it fails. The number is the worker's.
+type Work = fn(&Ends, &Control, usize) -> Result<(), PumpError>;
 
+type OnNotice = Box<dyn Fn(PumpNotice) + Send + Sync>;
 type OnEnd = Box<dyn FnOnce(Result<(), PumpError>) + Send>;
 
 /// Gathers how the workers ended, and tells it once when all have.
@@ -224,7 +252,10 @@ struct EndState {
 }
 
 impl Pump {
-    /// Starts the workers, which take the device and the sockets over: both close when the workers have ended.
+    /// Starts the workers, one for each queue of the device and socket, which take both over: they close when the workers
+    /// have ended.
+    ///
+    /// `on_notice` may be called from any worker's thread while it runs, and must not wait.
     ///
     /// `on_end` is called exactly once, from a worker's thread, after the last worker has ended and everything is
     /// closed: with `Ok` after a stop, with the first failure otherwise. It must not stop, join or drop the pump.
@@ -234,46 +265,48 @@ impl Pump {
         tun: Tun,
         udp: Udp,
         options: PumpOptions,
+        on_notice: Box<dyn Fn(PumpNotice) + Send + Sync>,
         on_end: Box<dyn FnOnce(Result<(), PumpError>) + Send>,
     ) -> Result<Pump, PumpError> {
-        let ends = Ends { engine, tun, udp, options };
-        Self::start_workers([("icx-out-0", outbound), ("icx-in-0", inbound)], ends, on_end)
+        let (queues, sockets) = (tun.queues(), udp.sockets());
+        if queues != sockets {
+            return Err(PumpError::Uneven { device: tun.name().to_owned(), queues, sockets });
+        }
+        tun.start_offload().map_err(|source| tun.failure("ioctl", source))?;
+        udp.start_offload().map_err(|source| PumpError::Socket {
+            address: udp.local_addr(),
+            call: "setsockopt",
+            source,
+        })?;
+        Self::start_workers(&vec![work as Work; queues], Ends { engine, tun, udp, options }, on_notice, on_end)
     }
 
-    fn start_workers<const N: usize>(
-        workers: [(&'static str, Worker); N],
-        ends: Ends,
-        on_end: OnEnd,
-    ) -> Result<Pump, PumpError> {
-        let stop_event = sys::event_fd().map_err(|source| PumpError::Wait { call: "eventfd", source })?;
-        let control = Arc::new(Control {
-            stop: AtomicBool::new(false),
-            stop_event: stop_event.into(),
-            outbound: WorkerCounters::default(),
-            inbound: WorkerCounters::default(),
-        });
+    fn start_workers(works: &[Work], ends: Ends, on_notice: OnNotice, on_end: OnEnd) -> Result<Pump, PumpError> {
+        let control = Arc::new(Control::new(works.len(), on_notice)?);
         let ends = Arc::new(ends);
-        let end = Arc::new(End(Mutex::new(EndState { running: N, error: None, on_end: Some(on_end) })));
+        let end = Arc::new(End(Mutex::new(EndState { running: works.len(), error: None, on_end: Some(on_end) })));
 
         // Workers begin once all of them exist; when one cannot be made, the others find their gate closed and leave.
-        let mut threads = Vec::with_capacity(N);
-        let mut gates = Vec::with_capacity(N);
+        let mut threads = Vec::with_capacity(works.len());
+        let mut gates = Vec::with_capacity(works.len());
         let mut spawned = Ok(());
-        for (name, run) in workers {
+        for (number, &run) in works.iter().enumerate() {
+            let name = format!("icx-pump-{number}");
             let (gate, opened) = mpsc::channel::<()>();
-            let (control, ends, end) = (Arc::clone(&control), Arc::clone(&ends), Arc::clone(&end));
+            let (control, ends, end, worker) =
+                (Arc::clone(&control), Arc::clone(&ends), Arc::clone(&end), name.clone());
             let body = move || {
                 if opened.recv().is_err() {
                     return;
                 }
-                let result = catch_unwind(AssertUnwindSafe(|| run(&ends, &control)))
-                    .unwrap_or_else(|panic| Err(PumpError::Panicked { worker: name, message: panic_text(&*panic) }));
+                let result = catch_unwind(AssertUnwindSafe(|| run(&ends, &control, number)))
+                    .unwrap_or_else(|panic| Err(PumpError::Panicked { worker, message: panic_text(&*panic) }));
                 // One ended, all end.
                 control.stop();
                 drop(ends);
                 end.worker_ended(result);
             };
-            match thread::Builder::new().name(name.to_owned()).spawn(body) {
+            match thread::Builder::new().name(name.clone()).spawn(body) {
                 Ok(thread) => threads.push(thread),
                 Err(source) => spawned = Err(PumpError::Spawn { worker: name, source }),
             }
@@ -311,8 +344,7 @@ impl Pump {
     /// The counters as they stand, also after the end.
     pub fn counters(&self) -> PumpCounters {
         let mut sum = PumpCounters::default();
-        self.control.outbound.add_to(&mut sum);
-        self.control.inbound.add_to(&mut sum);
+        self.control.counters.iter().for_each(|worker| worker.add_to(&mut sum));
         sum
     }
 }
@@ -350,166 +382,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("no message").to_owned()
-}
-
-/// From the device to the sockets.
-struct Outbound<'a> {
-    ends: &'a Ends,
-    control: &'a Control,
-    counters: &'a WorkerCounters,
-    packet: Box<[u8]>,
-    queue: SendQueue,
-    too_big: TooBig,
-}
-
-fn outbound(ends: &Ends, control: &Control) -> Result<(), PumpError> {
-    let mut worker = Outbound {
-        ends,
-        control,
-        counters: &control.outbound,
-        packet: vec![0; MAX_PACKET_BYTES].into(),
-        queue: SendQueue::new(BATCH, MAX_DATAGRAM_BYTES),
-        too_big: TooBig::new(clock::now()),
-    };
-    while !control.is_stopped() {
-        let now = clock::now();
-        let drained = worker.run_timers(now).and_then(|()| worker.seal_batch(now));
-        // Also before a failure: what has been sealed is sent, or counted.
-        worker.flush();
-        if drained? {
-            control.wait(Interest::readable(ends.tun.queue_fd(QUEUE)), Some(worker.sleep(now)))?;
-        }
-    }
-    Ok(())
-}
-
-impl Outbound<'_> {
-    /// Queues what is due of itself, and lets the engine expire and switch keys.
-    fn run_timers(&mut self, now: Instant) -> Result<(), PumpError> {
-        let engine = &self.ends.engine;
-        if engine.poll_timeout().is_some_and(|due| due <= now) {
-            engine.handle_timeout(now);
-        }
-        if engine.next_keepalive().is_some_and(|due| due <= now) {
-            while let Some(verdict) = self.ends.engine.to_phy(now, self.queue.space()) {
-                self.dispatch(now, verdict, 0)?;
-                if self.queue.is_full() {
-                    self.flush();
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads and seals until the queue is full or the device has nothing more; true in the latter case.
-    fn seal_batch(&mut self, now: Instant) -> Result<bool, PumpError> {
-        let ends = self.ends;
-        while !self.queue.is_full() {
-            let Some(length) = ends.tun.next_packet(QUEUE, &mut self.packet)? else { return Ok(true) };
-            count(&self.counters.device_read_packets, 1);
-            let verdict = ends.engine.virt_to_phy(now, &self.packet[..length], self.queue.space());
-            self.dispatch(now, verdict, length)?;
-        }
-        Ok(false)
-    }
-
-    /// Carries a verdict out; the packet that it is about is the first `length` bytes of `self.packet`.
-    fn dispatch(&mut self, now: Instant, verdict: TxVerdict, length: usize) -> Result<(), PumpError> {
-        match verdict {
-            TxVerdict::Send { range, vni, peer, source_port } => {
-                if self.queue.push(&self.ends.udp, now, range, Destination { vni, peer, source_port }) {
-                    count(&self.counters.port_fallbacks, 1);
-                }
-            }
-            TxVerdict::Reply { range } => {
-                let reply = &self.queue.space()[range];
-                self.ends.deliver(reply, self.counters)?;
-            }
-            TxVerdict::Drop(TxDrop::TooBig) => {
-                let mut reply = [0; TooBig::MAX_BYTES];
-                let mtu = self.ends.engine.inner_mtu().unwrap_or(self.ends.tun.mtu());
-                if let Some(length) = self.too_big.reply(now, &self.packet[..length], mtu, &mut reply) {
-                    self.ends.deliver(&reply[..length], self.counters)?;
-                }
-            }
-            TxVerdict::Drop(_) => {}
-        }
-        Ok(())
-    }
-
-    /// Sends what is queued. What the kernel refuses is counted and gone: the next packets may well pass.
-    fn flush(&mut self) {
-        let (control, engine) = (self.control, &self.ends.engine);
-        let mut patience_ends = None;
-        let mut wait = |socket: BorrowedFd<'_>| {
-            let now = clock::now();
-            let end = *patience_ends.get_or_insert(now.saturating_add(SEND_PATIENCE));
-            let left = end.saturating_since(now);
-            !left.is_zero()
-                && !control.is_stopped()
-                && control.ready(Interest::writable(socket), Some(left)).unwrap_or(false)
-        };
-        let flushed = self.queue.flush(&self.ends.udp, &mut wait, &mut |vni, _error| engine.count_tx_errors(vni, 1));
-        count(&self.counters.underlay_sent, flushed.sent);
-        count(&self.counters.underlay_send_errors, flushed.failed);
-    }
-
-    /// How long there is nothing to do without a packet.
-    fn sleep(&self, now: Instant) -> Duration {
-        // At least a millisecond, so that something overdue which the engine cannot serve does not burn a processor.
-        const LEAST: Duration = Duration::from_millis(1);
-        let engine = &self.ends.engine;
-        let due = [engine.poll_timeout(), engine.next_keepalive()].into_iter().flatten().min();
-        let idle = self.ends.options.idle_wake;
-        due.map_or(idle, |due| due.saturating_since(now).min(idle)).max(LEAST)
-    }
-}
-
-/// From the sockets to the device.
-fn inbound(ends: &Ends, control: &Control) -> Result<(), PumpError> {
-    let counters = &control.inbound;
-    let mut batch = ReceiveBatch::new(BATCH, RECEIVE_SLOT_BYTES);
-    let mut packet = vec![0; MAX_DATAGRAM_BYTES].into_boxed_slice();
-    while !control.is_stopped() {
-        let received = match ends.udp.receive(&mut batch)? {
-            Received::Datagrams(received) => received,
-            // Readable as it may be, the socket gave nothing.
-            Received::Nothing { pause: true } => {
-                control.pause(Duration::from_millis(1))?;
-                0
-            }
-            Received::Nothing { pause: false } => 0,
-        };
-        let now = clock::now();
-        for datagram in batch.datagrams() {
-            count(&counters.underlay_received, 1);
-            if datagram.truncated {
-                count(&counters.underlay_truncated, 1);
-                continue;
-            }
-            let from: Option<IpAddr> = datagram.from.map(|from| from.ip().to_canonical());
-            if let RxVerdict::Deliver { range, .. } = ends.engine.phy_to_virt(now, from, datagram.payload, &mut packet)
-            {
-                ends.deliver(&packet[range], counters)?;
-            }
-        }
-        if received < BATCH {
-            control.wait(Interest::readable(ends.udp.base()), None)?;
-        }
-    }
-    Ok(())
-}
-
-impl Ends {
-    /// Hands the device a packet. One that it does not take is counted.
-    fn deliver(&self, packet: &[u8], counters: &WorkerCounters) -> Result<(), PumpError> {
-        let taken = self.tun.deliver(QUEUE, packet);
-        count(
-            if matches!(taken, Ok(true)) { &counters.device_write_packets } else { &counters.device_write_errors },
-            1,
-        );
-        taken.map(drop)
-    }
 }
 
 #[cfg(test)]

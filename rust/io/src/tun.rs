@@ -1,11 +1,13 @@
 //! TUN devices: the inner side of the tunnel, bare IP packets.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::IpAddr;
+use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use icx_proto::offload::VnetHeader;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage};
@@ -14,6 +16,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use crate::link::{self, is_valid_name};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::sys;
+use crate::udp::RUN_LIMITS;
 
 const DEVICE_NODE: &str = "/dev/net/tun";
 
@@ -36,6 +39,31 @@ pub struct TunConfig {
     pub mtu: u32,
     /// Addresses with the prefix lengths of their networks. May be empty.
     pub addresses: Vec<(IpAddr, u8)>,
+    /// Over how many queues the kernel spreads the flows.
+    pub queues: NonZero<u16>,
+    pub offload: TunOffload,
+}
+
+/// What passes between the kernel and the reader of a device in one piece, where the kernel can, while a pump moves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunOffload {
+    /// The kernel hands over TCP uncut, and checksums unfinished.
+    pub tso: bool,
+    /// The same for UDP, of senders that give many datagrams at once.
+    pub uso: bool,
+    /// The kernel is handed TCP, and UDP where it knows `uso`, merged.
+    pub gro: bool,
+}
+
+impl TunOffload {
+    pub const NONE: TunOffload = TunOffload { tso: false, uso: false, gro: false };
+    pub const ALL: TunOffload = TunOffload { tso: true, uso: true, gro: true };
+}
+
+impl Default for TunOffload {
+    fn default() -> Self {
+        TunOffload::ALL
+    }
 }
 
 /// A TUN device that exists as long as this value, and no longer.
@@ -44,8 +72,15 @@ pub struct Tun {
     name: String,
     index: u32,
     mtu: u32,
-    /// Nonblocking; one per queue.
+    /// Nonblocking; one per queue, at least one.
     queues: Vec<File>,
+    /// A virtio header of [`VnetHeader::LEN`] bytes stands before each packet, in both directions.
+    has_headers: bool,
+    offload: TunOffload,
+    /// `TUN_F_*` bits for that.
+    features: libc::c_uint,
+    /// UDP that was merged may be written.
+    merges_udp: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -98,14 +133,31 @@ impl Tun {
     /// Needs CAP_NET_ADMIN and `/dev/net/tun`. The device has no link-local IPv6 address unless one is given, and so
     /// sends no router solicitations; duplicate address detection is off, as nobody else is on the link.
     pub fn open(config: TunConfig) -> Result<Tun, TunError> {
-        let TunConfig { name, mtu, addresses } = config;
+        let TunConfig { name, mtu, addresses, queues, offload } = config;
         check(&name, mtu, &addresses)?;
 
-        let queue = open_node()?;
+        let mut flags = libc::IFF_TUN | libc::IFF_NO_PI;
+        if queues.get() > 1 {
+            flags |= libc::IFF_MULTI_QUEUE;
+        }
+        let has_headers = offload != TunOffload::NONE;
+        if has_headers {
+            flags |= libc::IFF_VNET_HDR;
+        }
+        let attach = |flags| {
+            let queue = open_node()?;
+            sys::tun_attach(queue.as_fd(), &name, flags).map_err(|source| attach_error(&name, source))?;
+            Ok(queue)
+        };
         // Exclusive: a persistent device of that name would be somebody else's, and would stay when this ends.
-        sys::tun_attach(queue.as_fd(), &name, libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL)
-            .map_err(|source| attach_error(&name, source))?;
-        let mut tun = Tun { name, index: 0, mtu, queues: vec![queue] };
+        let mut open = vec![attach(flags | libc::IFF_TUN_EXCL)?];
+        for _ in 1..queues.get() {
+            open.push(attach(flags)?);
+        }
+        let found =
+            if has_headers { negotiate(&name, &open[0], offload)? } else { Found { offload, ..Found::default() } };
+        let Found { offload, features, merges_udp } = found;
+        let mut tun = Tun { name, index: 0, mtu, queues: open, has_headers, offload, features, merges_udp };
         tun.index = tun.configure(&addresses)?;
         Ok(tun)
     }
@@ -124,6 +176,30 @@ impl Tun {
         self.mtu
     }
 
+    pub fn queues(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// What was found possible, of what was asked for.
+    pub fn offload(&self) -> TunOffload {
+        self.offload
+    }
+
+    /// Lets the kernel hand packets over uncut from now on, where it can and is to.
+    pub(crate) fn start_offload(&self) -> io::Result<()> {
+        if self.has_headers { sys::tun_set_offload(self.queues[0].as_fd(), self.features) } else { Ok(()) }
+    }
+
+    /// Whether a virtio header stands before each packet.
+    pub(crate) fn has_headers(&self) -> bool {
+        self.has_headers
+    }
+
+    /// Whether the kernel takes UDP that was merged.
+    pub(crate) fn merges_udp(&self) -> bool {
+        self.merges_udp
+    }
+
     /// Reads one packet of a queue, without waiting (EAGAIN: none there). EBADFD: the device is gone. A packet longer than
     /// `buffer` is cut.
     pub(crate) fn read(&self, queue: usize, buffer: &mut [u8]) -> io::Result<usize> {
@@ -133,6 +209,26 @@ impl Tun {
     /// Hands the kernel one packet. EIO: the device is set down. EINVAL: not an IP packet. EBADFD: the device is gone.
     pub(crate) fn write(&self, queue: usize, packet: &[u8]) -> io::Result<()> {
         (&self.queues[queue]).write(packet).map(drop)
+    }
+
+    /// As [`Tun::read`], without the header: for as long as there is nothing uncut to be read.
+    pub(crate) fn read_bare(&self, queue: usize, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.has_headers {
+            return self.read(queue, buffer);
+        }
+        let mut header = [0; VnetHeader::LEN];
+        let length =
+            (&self.queues[queue]).read_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])?;
+        Ok(length.saturating_sub(VnetHeader::LEN))
+    }
+
+    /// As [`Tun::write`], for a packet without header.
+    pub(crate) fn write_bare(&self, queue: usize, packet: &[u8]) -> io::Result<()> {
+        if !self.has_headers {
+            return self.write(queue, packet);
+        }
+        let header = VnetHeader::default().emit();
+        (&self.queues[queue]).write_vectored(&[IoSlice::new(&header), IoSlice::new(packet)]).map(drop)
     }
 
     /// For waiting until a queue is readable, or tells an error.
@@ -164,6 +260,17 @@ impl Tun {
         netlink
             .request(RouteNetlinkMessage::SetLink(request), 0)
             .map_err(|source| failed(&format!("set the MTU ({})", self.mtu), source))?;
+
+        if let Some(most) = most_uncut_bytes(self.mtu) {
+            let mut request = LinkMessage::default();
+            request.header.index = index;
+            request.attributes.push(LinkAttribute::GsoMaxSize(most));
+            match netlink.request(RouteNetlinkMessage::SetLink(request), 0) {
+                // It saves a send now and then; a kernel that does not let it be set is as good.
+                Err(NetlinkError::Refused(_)) | Ok(_) => {}
+                Err(source) => return Err(failed("set the largest size", source)),
+            }
+        }
 
         let mut request = LinkMessage::default();
         request.header.index = index;
@@ -203,6 +310,49 @@ impl Tun {
             .ok_or_else(|| failed("check the state", NetlinkError::Malformed("not as it was set".to_owned())))?;
         Ok(index)
     }
+}
+
+/// What the kernel can do for a device, of what it is to do.
+#[derive(Default)]
+struct Found {
+    offload: TunOffload,
+    features: libc::c_uint,
+    merges_udp: bool,
+}
+
+/// Finds out how much of `wanted` the kernel can do, and lets it do nothing yet.
+fn negotiate(name: &str, queue: &File, wanted: TunOffload) -> Result<Found, TunError> {
+    let failed = |action: &str, source| TunError::System { action: format!("{action} of device {name}"), source };
+    let fd = queue.as_fd();
+    sys::tun_set_header_size(fd, VnetHeader::LEN as libc::c_int).map_err(|source| failed("set the header", source))?;
+    let set = |features| match sys::tun_set_offload(fd, features) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(failed("set the offloads", error)),
+    };
+    const USO: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    const TSO: libc::c_uint = libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    let knows_uso = set(libc::TUN_F_CSUM | USO)?;
+    let tso: &[libc::c_uint] = if wanted.tso { &[TSO | libc::TUN_F_TSO_ECN, TSO, 0] } else { &[0] };
+    let uso: &[libc::c_uint] = if wanted.uso && knows_uso { &[USO, 0] } else { &[0] };
+    for (&tso, &uso) in tso.iter().flat_map(|tso| uso.iter().map(move |uso| (tso, uso))) {
+        let checksums = if tso | uso == 0 { 0 } else { libc::TUN_F_CSUM };
+        let features = checksums | tso | uso;
+        if set(features)? && set(0)? {
+            let offload = TunOffload { tso: tso != 0, uso: uso != 0, gro: wanted.gro };
+            return Ok(Found { offload, features, merges_udp: knows_uso });
+        }
+    }
+    // Nothing at all is what every kernel can.
+    Err(failed("set the offloads", io::Error::from_raw_os_error(libc::EINVAL)))
+}
+
+/// The longest uncut packet whose segments, of `mtu` bytes each, leave in one segmented send once they are sealed. `None`:
+/// not even two do.
+fn most_uncut_bytes(mtu: u32) -> Option<u32> {
+    // Sealing adds 32 bytes of header and 16 of tag; IPv4 and TCP take 40 bytes of every segment.
+    let segments = (RUN_LIMITS.bytes as u32 / (mtu + 48)).min(RUN_LIMITS.datagrams as u32);
+    (segments > 1).then(|| segments * mtu.saturating_sub(40) + 40)
 }
 
 fn check(name: &str, mtu: u32, addresses: &[(IpAddr, u8)]) -> Result<(), TunError> {
@@ -272,16 +422,17 @@ pub(crate) fn address_request(index: u32, address: IpAddr, prefix: u8) -> RouteN
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, UdpSocket};
+    use std::num::NonZero;
     use std::time::Duration;
 
-    use super::{Tun, TunConfig, TunError};
+    use super::{Tun, TunConfig, TunError, TunOffload};
     use crate::link::{self, LinkError};
     use crate::sys::{self, Interest};
     use crate::test_support::{NetNs, delete, set_up};
 
     fn config(name: &str, mtu: u32, addresses: &[(&str, u8)]) -> TunConfig {
         let addresses = addresses.iter().map(|(address, prefix)| (address.parse().unwrap(), *prefix)).collect();
-        TunConfig { name: name.to_owned(), mtu, addresses }
+        TunConfig { name: name.to_owned(), mtu, addresses, queues: NonZero::<u16>::MIN, offload: TunOffload::NONE }
     }
 
     #[test]

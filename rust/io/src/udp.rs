@@ -1,21 +1,24 @@
 //! UDP sockets: the outer side of the tunnel.
 //!
-//! One base socket receives everything, and sends what has no hashed source port. None is ever connected: a peer may
-//! send from any port. All datagrams leave with DF, TTL or hop limit 64, TOS or traffic class 0 and flow label 0.
+//! The base sockets, one for each worker, receive everything, and send what has no hashed source port. None is ever
+//! connected: a peer may send from any port. All datagrams leave with DF, TTL or hop limit 64, TOS or traffic class 0 and
+//! flow label 0. Where the kernel can, it cuts a run of datagrams itself (`UDP_SEGMENT`) and merges what arrives
+//! (`UDP_GRO`); on the wire each is still a datagram of its own.
 
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::ops::Range;
+use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use icx_proto::engine::{RunBuffer, RunLimits, SealedRun};
 use icx_proto::{Instant, Vni};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use crate::sys::{self, SendHeaders};
+use crate::sys::{self, Outgoing, SendHeaders};
 
 /// How many sockets on hashed ports there may be.
 pub(crate) const PORT_SLOTS: usize = 64;
@@ -27,6 +30,13 @@ const OCCUPIED_HOLD_OFF: Duration = Duration::from_secs(1);
 const BUFFER_BYTES: libc::c_int = 4 << 20;
 
 const TTL: u32 = 64;
+
+/// What one segmented send takes: `UDP_MAX_SEGMENTS` of Linux before 6.9 (128 since, which only datagrams of less than
+/// 512 bytes would use), and the longest UDP payload over IPv4.
+pub(crate) const RUN_LIMITS: RunLimits = RunLimits { datagrams: 64, bytes: 65_507 };
+
+/// Messages per system call.
+const SEND_MESSAGES: usize = 64;
 
 /// Which addresses a socket serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -68,6 +78,24 @@ pub struct UdpConfig {
     pub family: Family,
     /// Send from the port that the engine's flow hash asks for, where that can be had.
     pub source_port_hashing: bool,
+    /// Base sockets that share the port. The kernel keeps what comes from one address and port on one of them.
+    pub sockets: NonZero<u16>,
+    pub offload: UdpOffload,
+}
+
+/// What the kernel is asked to do for many datagrams at once, where it can, while a pump moves them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpOffload {
+    /// Cut a run of datagrams of one size that is sent in one call (`UDP_SEGMENT`).
+    pub segment: bool,
+    /// Hand over datagrams of one size from one sender in one call (`UDP_GRO`).
+    pub merge: bool,
+}
+
+impl Default for UdpOffload {
+    fn default() -> Self {
+        UdpOffload { segment: true, merge: true }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -101,16 +129,25 @@ impl UdpError {
 /// The sockets of one node's underlay. Threads share it.
 #[derive(Debug)]
 pub struct Udp {
-    base: Socket,
+    /// At least one.
+    bases: Box<[Sending]>,
     local: SocketAddr,
     hashed: Option<HashedPorts>,
+    offload: UdpOffload,
+}
+
+/// A socket, and whether the kernel cuts runs for it.
+#[derive(Debug)]
+struct Sending {
+    socket: Socket,
+    segments: AtomicBool,
 }
 
 impl Udp {
-    /// Binds the base socket, in the calling thread's network namespace. [`Family::Dual`] without `local` becomes IPv4 where
-    /// the kernel has no IPv6.
+    /// Binds the base sockets, in the calling thread's network namespace. [`Family::Dual`] without `local` becomes IPv4
+    /// where the kernel has no IPv6.
     pub fn open(config: UdpConfig) -> Result<Udp, UdpError> {
-        let UdpConfig { local, port, family, source_port_hashing } = config;
+        let UdpConfig { local, port, family, source_port_hashing, sockets, offload } = config;
         let unspecified = match family {
             Family::Ipv4 => Ipv4Addr::UNSPECIFIED.into(),
             Family::Ipv6 | Family::Dual => Ipv6Addr::UNSPECIFIED.into(),
@@ -121,31 +158,69 @@ impl Udp {
         }
         let only_v6 = family == Family::Ipv6 || local.is_some();
         let mut address = SocketAddr::new(ip, port);
-        let base = match bind(address, only_v6) {
+        // Alone on its port, so that a port that anybody holds is found out.
+        let base = match bind(address, only_v6, false) {
             Err(source) if source.errno() == Some(libc::EAFNOSUPPORT) && !only_v6 => {
                 address = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
-                bind(address, only_v6)?
+                bind(address, only_v6, false)?
             }
             result => result?,
         };
         let failed = |call, source| UdpError::System { address, call, source };
-        enlarge_buffers(&base).map_err(|source| failed("setsockopt", source))?;
         let local = base
             .local_addr()
             .and_then(|local| local.as_socket().ok_or_else(|| io::ErrorKind::Unsupported.into()))
             .map_err(|source| failed("getsockname", source))?;
-        let hashed = source_port_hashing.then(|| HashedPorts::new(local, only_v6));
-        Ok(Udp { base, local, hashed })
+        let mut bases = vec![base];
+        if sockets.get() > 1 {
+            bases[0].set_reuse_port(true).map_err(|source| failed("setsockopt", source))?;
+            for _ in 1..sockets.get() {
+                bases.push(bind(local, only_v6, true)?);
+            }
+        }
+        let mut merges = offload.merge;
+        for base in &bases {
+            enlarge_buffers(base).map_err(|source| failed("setsockopt", source))?;
+            // Linux before 5.0 does not know the option, which is left as it is here.
+            merges = merges && sys::set_option(base.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 0).is_ok();
+        }
+        let segments = offload.segment && can_segment(&bases[0]);
+        let hashed = source_port_hashing.then(|| HashedPorts::new(local, only_v6, segments));
+        let bases = bases.into_iter().map(|socket| Sending { socket, segments: AtomicBool::new(segments) }).collect();
+        Ok(Udp { bases, local, hashed, offload: UdpOffload { segment: segments, merge: merges } })
     }
 
-    /// What the base socket is bound to, with the port that the kernel chose for port 0.
+    /// What the base sockets are bound to, with the port that the kernel chose for port 0.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }
 
-    /// The socket that receives.
-    pub(crate) fn base(&self) -> BorrowedFd<'_> {
-        self.base.as_fd()
+    /// How many base sockets there are.
+    pub fn sockets(&self) -> usize {
+        self.bases.len()
+    }
+
+    /// What the kernel was found able to do when the sockets were opened, of what it was asked for.
+    pub fn offload(&self) -> UdpOffload {
+        self.offload
+    }
+
+    /// Lets the kernel merge what arrives from now on, where it can and is to.
+    pub(crate) fn start_offload(&self) -> io::Result<()> {
+        let merges = self.offload.merge;
+        self.bases
+            .iter()
+            .filter(|_| merges)
+            .try_for_each(|base| sys::set_option(base.socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1))
+    }
+
+    /// The socket on which worker number `worker` receives.
+    pub(crate) fn base(&self, worker: usize) -> BorrowedFd<'_> {
+        self.base_of(worker).socket.as_fd()
+    }
+
+    fn base_of(&self, worker: usize) -> &Sending {
+        &self.bases[worker % self.bases.len()]
     }
 
     /// The socket from which to send a datagram whose flow hash asks for `source_port`.
@@ -159,9 +234,15 @@ impl Udp {
         }
     }
 
-    pub(crate) fn socket(&self, index: SocketIndex) -> BorrowedFd<'_> {
+    /// The descriptor of a socket, of the first base for that.
+    pub(crate) fn descriptor(&self, index: SocketIndex) -> BorrowedFd<'_> {
+        self.socket(index, 0).socket.as_fd()
+    }
+
+    /// A socket as worker number `worker` sees it.
+    fn socket(&self, index: SocketIndex, worker: usize) -> &Sending {
         let hashed = index.slot().and_then(|slot| self.hashed.as_ref()?.slots.get(slot)?.socket.get());
-        hashed.unwrap_or(&self.base).as_fd()
+        hashed.unwrap_or_else(|| self.base_of(worker))
     }
 
     /// `address` in the family of the sockets: IPv4 is mapped on an IPv6 socket.
@@ -173,6 +254,12 @@ impl Udp {
             other => other,
         }
     }
+}
+
+/// Whether the kernel cuts what is sent on such sockets: Linux before 4.18 does not know the option, which is left as
+/// it is here.
+fn can_segment(socket: &Socket) -> bool {
+    sys::set_option(socket.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok()
 }
 
 /// One of a [`Udp`]'s sockets: the base, or the one of a port slot.
@@ -201,19 +288,20 @@ struct HashedPorts {
     slots: Box<[PortSlot]>,
     local: SocketAddr,
     only_v6: bool,
+    segments: bool,
 }
 
 #[derive(Debug, Default)]
 struct PortSlot {
-    socket: OnceLock<Socket>,
+    socket: OnceLock<Sending>,
     /// No attempt to bind before this instant, in nanoseconds.
     retry_at: AtomicU64,
 }
 
 impl HashedPorts {
-    fn new(local: SocketAddr, only_v6: bool) -> Self {
+    fn new(local: SocketAddr, only_v6: bool, segments: bool) -> Self {
         let slots = std::iter::repeat_with(PortSlot::default).take(PORT_SLOTS).collect();
-        HashedPorts { slots, local, only_v6 }
+        HashedPorts { slots, local, only_v6, segments }
     }
 
     fn choose(&self, port: u16, now: Instant) -> Choice {
@@ -228,10 +316,10 @@ impl HashedPorts {
             return fallback;
         }
         let address = SocketAddr::new(self.local.ip(), port);
-        match bind(address, self.only_v6).ok().and_then(|socket| send_only(&socket).ok().map(|()| socket)) {
+        match bind(address, self.only_v6, false).ok().and_then(|socket| send_only(&socket).ok().map(|()| socket)) {
             // When another thread was quicker, its socket stays and this one closes.
             Some(socket) => {
-                slot.socket.get_or_init(|| socket);
+                slot.socket.get_or_init(|| Sending { socket, segments: AtomicBool::new(self.segments) });
                 hashed
             }
             None if slot.socket.get().is_some() => hashed,
@@ -243,12 +331,15 @@ impl HashedPorts {
     }
 }
 
-/// A nonblocking socket bound to `address`, with everything set that shows on the wire.
-fn bind(address: SocketAddr, only_v6: bool) -> Result<Socket, UdpError> {
+/// A nonblocking socket bound to `address`, with everything set that shows on the wire; `shared` with others that are so
+/// too.
+fn bind(address: SocketAddr, only_v6: bool, shared: bool) -> Result<Socket, UdpError> {
     let failed = |call| move |source| UdpError::System { address, call, source };
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP))
         .map_err(failed("socket"))?;
-    set_wire_options(&socket, address, only_v6).map_err(failed("setsockopt"))?;
+    set_wire_options(&socket, address, only_v6)
+        .and_then(|()| if shared { socket.set_reuse_port(true) } else { Ok(()) })
+        .map_err(failed("setsockopt"))?;
     socket.bind(&address.into()).map_err(|source| match source.raw_os_error() {
         Some(libc::EADDRINUSE) => UdpError::InUse(address),
         Some(libc::EADDRNOTAVAIL) => UdpError::NotLocal(address.ip()),
@@ -295,122 +386,187 @@ fn send_only(socket: &Socket) -> io::Result<()> {
     socket.attach_filter(&[SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0)])
 }
 
-/// A sealed datagram in a [`SendQueue`].
-#[derive(Clone, Debug)]
-struct Entry {
-    range: Range<usize>,
-    to: SocketAddr,
-    vni: Vni,
-    socket: SocketIndex,
+/// What a [`Sender`] asks and tells while it sends.
+pub(crate) trait SendEvents {
+    /// A socket's buffer is full: true to try again, false to give up what was to be sent from it.
+    fn wait(&mut self, socket: BorrowedFd<'_>) -> bool;
+
+    /// The kernel refused this many datagrams of a network, or they were given up.
+    fn failed(&mut self, vni: Vni, datagrams: u64, error: &io::Error);
+
+    /// The kernel does not cut for the socket on `local` after all: it is asked to no more, and nothing was lost by that.
+    fn segmentation_refused(&mut self, local: SocketAddr, error: &io::Error);
 }
 
-/// Where a datagram goes, as the engine's verdict says.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Destination {
-    pub(crate) vni: Vni,
-    pub(crate) peer: SocketAddr,
-    /// `None`: the base port.
-    pub(crate) source_port: Option<u16>,
-}
-
-/// What became of a flush.
+/// What became of the datagrams of one [`Sender::send`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Flushed {
+pub(crate) struct Sent {
+    /// What the kernel took: messages, and the datagrams that they were.
+    pub(crate) messages: u64,
     pub(crate) sent: u64,
     pub(crate) failed: u64,
+    /// Of all, how many went to the base socket although a hashed port was asked for.
+    pub(crate) port_fallbacks: u64,
 }
 
-/// Sealed datagrams that wait in one buffer to leave in few system calls. Never allocates after it was made.
-pub(crate) struct SendQueue {
-    buffer: Box<[u8]>,
-    used: usize,
-    entries: Vec<Entry>,
+/// Sends runs of sealed datagrams in few system calls. Never allocates after it was made, for up to as many runs as it
+/// was made for.
+pub(crate) struct Sender {
     headers: SendHeaders,
-    room: usize,
+    queue: Vec<(usize, SocketIndex)>,
 }
 
-impl SendQueue {
-    /// Holds `datagrams` of about 2 KiB, and at any time one more of `room` bytes.
-    pub(crate) fn new(datagrams: usize, room: usize) -> Self {
-        SendQueue {
-            buffer: vec![0; datagrams * 2048 + room].into(),
-            used: 0,
-            entries: Vec::with_capacity(datagrams),
-            headers: SendHeaders::new(datagrams),
-            room,
-        }
+impl Sender {
+    pub(crate) fn new(runs: usize) -> Self {
+        Sender { headers: SendHeaders::new(SEND_MESSAGES), queue: Vec::with_capacity(runs) }
     }
 
-    /// It must be flushed before more goes in.
-    pub(crate) fn is_full(&self) -> bool {
-        self.entries.len() == self.entries.capacity() || self.buffer.len() - self.used < self.room
-    }
-
-    /// Where the next datagram is to be written; empty while the queue is full.
-    pub(crate) fn space(&mut self) -> &mut [u8] {
-        if self.is_full() { &mut [] } else { &mut self.buffer[self.used..] }
-    }
-
-    /// Takes in the datagram in `range` of [`SendQueue::space`]. True when it leaves from the base port although a
-    /// hashed one was asked for.
-    pub(crate) fn push(&mut self, udp: &Udp, now: Instant, range: Range<usize>, to: Destination) -> bool {
-        let range = self.used + range.start..self.used + range.end;
-        self.used = range.end;
-        let Choice { socket, fell_back } = udp.choose(to.source_port, now);
-        self.entries.push(Entry { range, to: udp.to_socket_family(to.peer), vni: to.vni, socket });
-        fell_back
-    }
-
-    /// Sends everything, socket by socket, in order within each, and leaves the queue empty.
-    ///
-    /// `wait` is called when a socket's buffer is full: true to try again, false to give the rest of that socket up.
-    /// `failed` is called for each datagram that the kernel refused or that was given up.
-    pub(crate) fn flush(
+    /// Sends what is `sealed`, for worker number `worker`: socket by socket, in order within each.
+    pub(crate) fn send(
         &mut self,
         udp: &Udp,
-        wait: &mut dyn FnMut(BorrowedFd<'_>) -> bool,
-        failed: &mut dyn FnMut(Vni, &io::Error),
-    ) -> Flushed {
-        let mut flushed = Flushed::default();
-        let mut rest = &mut self.entries[..];
-        while let Some(first) = rest.first() {
-            let socket = first.socket;
+        worker: usize,
+        now: Instant,
+        sealed: &RunBuffer,
+        events: &mut impl SendEvents,
+    ) -> Sent {
+        let mut done = Sent::default();
+        self.queue.clear();
+        for (index, run) in sealed.runs().iter().enumerate() {
+            let Choice { socket, fell_back } = udp.choose(run.to.source_port, now);
+            done.port_fallbacks += if fell_back { run.count as u64 } else { 0 };
+            self.queue.push((index, socket));
+        }
+        let mut rest = &mut self.queue[..];
+        while let Some(&(_, socket)) = rest.first() {
             // Stable, so that the datagrams of one flow, which share a socket, stay in order.
-            let run = stable_partition(rest, |entry| entry.socket == socket);
-            let (run, others) = rest.split_at_mut(run);
-            let fd = udp.socket(socket);
-            let (buffer, headers) = (&self.buffer, &mut self.headers);
-            let mut next = 0;
-            while next < run.len() {
-                let rest = &run[next..];
-                let mut refused = 0;
-                let done = send_run(
-                    fd,
-                    headers,
-                    rest.len(),
-                    |from| rest[from..].iter().map(|entry| (entry.to, &buffer[entry.range.clone()])),
-                    &mut |at, error| {
-                        failed(rest[at].vni, error);
-                        refused += 1;
-                    },
-                );
-                next += done;
-                flushed.sent += done as u64 - refused;
-                flushed.failed += refused;
-                if next < run.len() && !wait(fd) {
-                    for entry in &run[next..] {
-                        failed(entry.vni, &io::ErrorKind::WouldBlock.into());
-                        flushed.failed += 1;
-                    }
-                    break;
-                }
-            }
+            let same = stable_partition(rest, |entry| entry.1 == socket);
+            let (same, others) = rest.split_at_mut(same);
+            let queue = SocketQueue { udp, socket: udp.socket(socket, worker), sealed, queue: same };
+            queue.send(&mut self.headers, events, &mut done);
             rest = others;
         }
-        self.entries.clear();
-        self.used = 0;
-        flushed
+        done
     }
+}
+
+/// Runs that leave from one socket, in order.
+struct SocketQueue<'a> {
+    udp: &'a Udp,
+    socket: &'a Sending,
+    sealed: &'a RunBuffer,
+    queue: &'a [(usize, SocketIndex)],
+}
+
+/// The next datagram to be sent: which run of the queue, and which datagram of that.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Place {
+    run: usize,
+    datagram: usize,
+}
+
+/// A run that the kernel did not take whole, sent piece by piece.
+struct Trial {
+    run: usize,
+    error: io::Error,
+    /// Not one of its datagrams was to blame: the first passed by itself.
+    acquitted: bool,
+}
+
+impl SocketQueue<'_> {
+    fn send(&self, headers: &mut SendHeaders, events: &mut impl SendEvents, done: &mut Sent) {
+        let fd = self.socket.socket.as_fd();
+        let mut next = Place::default();
+        let mut trial: Option<Trial> = None;
+        while next.run < self.queue.len() {
+            if let Some(ended) = trial.take_if(|trial| trial.run != next.run) {
+                self.conclude(&ended, events);
+            }
+            let whole = trial.is_none() && self.socket.segments.load(Ordering::Relaxed);
+            let last = trial.as_ref().map_or(self.queue.len() - 1, |trial| trial.run);
+            match sys::sendmmsg(fd, headers, self.messages(next, last, whole)) {
+                Ok(messages) => {
+                    if let Some(trial) = &mut trial {
+                        trial.acquitted |= next.datagram == 0;
+                    }
+                    done.messages += messages as u64;
+                    for _ in 0..messages {
+                        done.sent += self.advance(&mut next, whole);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !events.wait(fd) {
+                        while next.run < self.queue.len() {
+                            done.failed += self.fail(&mut next, true, &error, events);
+                        }
+                    }
+                }
+                Err(error) if whole && self.run(next).count - next.datagram > 1 && may_be_segmentation(&error) => {
+                    trial = Some(Trial { run: next.run, error, acquitted: false });
+                }
+                Err(error) => done.failed += self.fail(&mut next, whole, &error, events),
+            }
+        }
+        if let Some(ended) = trial {
+            self.conclude(&ended, events);
+        }
+    }
+
+    fn run(&self, place: Place) -> &SealedRun {
+        &self.sealed.runs()[self.queue[place.run].0]
+    }
+
+    /// What is to be sent from `next` on, up to the run `last`: run by `whole` run, or datagram by datagram.
+    fn messages(&self, next: Place, last: usize, whole: bool) -> impl Iterator<Item = Outgoing<'_>> {
+        let mut place = next;
+        std::iter::from_fn(move || {
+            (place.run <= last).then(|| {
+                let run = self.run(place);
+                let start = run.range.start + place.datagram * run.segment_size;
+                let end = if whole { run.range.end } else { run.range.end.min(start + run.segment_size) };
+                let segments = self.advance(&mut place, whole) > 1;
+                Outgoing {
+                    to: self.udp.to_socket_family(run.to.peer),
+                    payload: self.sealed.bytes(start..end),
+                    segment_size: segments.then_some(run.segment_size as u16),
+                }
+            })
+        })
+    }
+
+    /// Steps over one message; returns its datagrams.
+    fn advance(&self, place: &mut Place, whole: bool) -> u64 {
+        let run = self.run(*place);
+        let datagrams = if whole { run.count - place.datagram } else { 1 };
+        place.datagram += datagrams;
+        if place.datagram >= run.count {
+            *place = Place { run: place.run + 1, datagram: 0 };
+        }
+        datagrams as u64
+    }
+
+    /// Gives one message up; returns its datagrams.
+    fn fail(&self, place: &mut Place, whole: bool, error: &io::Error, events: &mut impl SendEvents) -> u64 {
+        let vni = self.run(*place).to.vni;
+        let datagrams = self.advance(place, whole);
+        events.failed(vni, datagrams, error);
+        datagrams
+    }
+
+    /// Puts the blame for a run that was not taken whole on segmentation, where it belongs there.
+    fn conclude(&self, trial: &Trial, events: &mut impl SendEvents) {
+        let to_blame = trial.acquitted || trial.error.raw_os_error() == Some(libc::EIO);
+        if to_blame && self.socket.segments.swap(false, Ordering::Relaxed) {
+            let local = self.socket.socket.local_addr().ok().and_then(|local| local.as_socket());
+            events.segmentation_refused(local.unwrap_or(self.udp.local), &trial.error);
+        }
+    }
+}
+
+/// Whether a segmented send may have failed just because it was segmented.
+fn may_be_segmentation(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE))
 }
 
 /// Sends `count` datagrams from one socket, in order, until it takes no more for the moment; returns how many it took or refused.
@@ -425,7 +581,8 @@ pub(crate) fn send_run<'a, I: Iterator<Item = (SocketAddr, &'a [u8])>>(
 ) -> usize {
     let mut next = 0;
     while next < count {
-        match sys::sendmmsg(socket, headers, datagrams(next)) {
+        let messages = datagrams(next).map(|(to, payload)| Outgoing { to, payload, segment_size: None });
+        match sys::sendmmsg(socket, headers, messages) {
             Ok(sent) => next += sent,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -453,53 +610,113 @@ fn stable_partition<T>(items: &mut [T], belongs: impl Fn(&T) -> bool) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+    use std::num::NonZero;
+    use std::os::fd::BorrowedFd;
     use std::time::Duration;
 
+    use icx_proto::engine::{Destination, RunBuffer};
     use icx_proto::{Instant, Vni};
 
     use super::{
-        Destination, Family, Flushed, OCCUPIED_HOLD_OFF, PORT_SLOTS, SendQueue, SocketIndex, Udp, UdpConfig, UdpError,
-        stable_partition,
+        Family, OCCUPIED_HOLD_OFF, PORT_SLOTS, RUN_LIMITS, SendEvents, Sender, Sent, SocketIndex, Udp, UdpConfig,
+        UdpError, UdpOffload, stable_partition,
     };
     use crate::sys::{self, Interest, ReceiveBatch};
     use crate::test_support::NetNs;
-    use crate::tun::{Tun, TunConfig};
+    use crate::tun::{Tun, TunConfig, TunOffload};
 
     const START: Instant = Instant::from_nanos(1_000_000_000);
     const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
+    const NO_OFFLOAD: UdpOffload = UdpOffload { segment: false, merge: false };
+
+    fn config(local: Option<IpAddr>, port: u16, family: Family) -> UdpConfig {
+        let sockets = NonZero::<u16>::MIN;
+        UdpConfig { local, port, family, source_port_hashing: false, sockets, offload: NO_OFFLOAD }
+    }
+
     fn open(local: Option<IpAddr>, family: Family, source_port_hashing: bool) -> Udp {
-        Udp::open(UdpConfig { local, port: 0, family, source_port_hashing }).unwrap()
+        Udp::open(UdpConfig { source_port_hashing, ..config(local, 0, family) }).unwrap()
+    }
+
+    fn offloading(offload: UdpOffload, sockets: u16) -> Udp {
+        let sockets = NonZero::new(sockets).unwrap();
+        Udp::open(UdpConfig { offload, sockets, ..config(Some(LOCALHOST), 0, Family::Ipv4) }).unwrap()
     }
 
     fn to(peer: SocketAddr, source_port: Option<u16>) -> Destination {
         Destination { vni: Vni::new(1).unwrap(), peer, source_port }
     }
 
-    fn push(queue: &mut SendQueue, udp: &Udp, now: Instant, payload: &[u8], to: Destination) -> bool {
-        queue.space()[..payload.len()].copy_from_slice(payload);
-        queue.push(udp, now, 0..payload.len(), to)
+    fn queue() -> RunBuffer {
+        RunBuffer::new(200_000, 64, RUN_LIMITS)
     }
 
-    fn flush(queue: &mut SendQueue, udp: &Udp) -> Flushed {
-        queue.flush(udp, &mut |_| panic!("loopback has room"), &mut |_, _| {})
+    fn push(queue: &mut RunBuffer, payload: &[u8], to: Destination) {
+        queue.space()[..payload.len()].copy_from_slice(payload);
+        queue.push(payload.len(), &to);
+    }
+
+    /// What a sender told.
+    #[derive(Default)]
+    struct Told {
+        failed: Vec<(u32, u64, i32)>,
+        refused: Vec<(SocketAddr, i32)>,
+    }
+
+    impl SendEvents for Told {
+        fn wait(&mut self, _socket: BorrowedFd<'_>) -> bool {
+            panic!("loopback has room")
+        }
+
+        fn failed(&mut self, vni: Vni, datagrams: u64, error: &io::Error) {
+            self.failed.push((vni.get(), datagrams, error.raw_os_error().unwrap()));
+        }
+
+        fn segmentation_refused(&mut self, local: SocketAddr, error: &io::Error) {
+            self.refused.push((local, error.raw_os_error().unwrap()));
+        }
+    }
+
+    fn send(udp: &Udp, now: Instant, queue: &mut RunBuffer) -> (Sent, Told) {
+        let mut told = Told::default();
+        let sent = Sender::new(64).send(udp, 0, now, queue, &mut told);
+        queue.clear();
+        (sent, told)
+    }
+
+    fn sent(messages: u64, sent: u64) -> Sent {
+        Sent { messages, sent, ..Sent::default() }
     }
 
     /// Everything that arrives until `expected` datagrams are there: source port and payload.
     fn receive(udp: &Udp, expected: usize) -> Vec<(SocketAddr, Vec<u8>)> {
-        let mut batch = ReceiveBatch::new(64, 2048);
-        let mut all = Vec::new();
+        receive_in_pieces(udp, expected).0
+    }
+
+    /// The same, and how many messages it were.
+    fn receive_in_pieces(udp: &Udp, expected: usize) -> (Vec<(SocketAddr, Vec<u8>)>, usize) {
+        let mut batch = ReceiveBatch::new(64, 70_000);
+        let (mut all, mut pieces) = (Vec::new(), 0);
         while all.len() < expected {
-            let ready = sys::poll(&mut [Interest::readable(udp.base())], Some(Duration::from_secs(10))).unwrap();
+            let ready = sys::poll(&mut [Interest::readable(udp.base(0))], Some(Duration::from_secs(10))).unwrap();
             assert_eq!(ready, 1, "{} of {expected} datagrams came", all.len());
-            sys::recvmmsg(udp.base(), &mut batch).unwrap();
-            for datagram in batch.datagrams() {
-                assert!(!datagram.truncated);
-                all.push((datagram.from.unwrap(), datagram.payload.to_vec()));
+            pieces += sys::recvmmsg(udp.base(0), &mut batch, 64).unwrap();
+            for message in batch.messages() {
+                assert!(!message.truncated);
+                let before = all.len();
+                match message.payload.len() {
+                    0 => all.push((message.from.unwrap(), Vec::new())),
+                    _ => all.extend(
+                        message.payload.chunks(message.stride).map(|one| (message.from.unwrap(), one.to_vec())),
+                    ),
+                }
+                assert_eq!(all.len() - before, message.datagrams());
             }
         }
-        all
+        (all, pieces)
     }
 
     /// A port that was free a moment ago, in another slot than those given.
@@ -512,52 +729,127 @@ mod tests {
         for local in [LOCALHOST, Ipv6Addr::LOCALHOST.into()] {
             let sender = open(Some(local), Family::Dual, false);
             let receiver = open(Some(local), Family::Dual, false);
-            let mut queue = SendQueue::new(64, 2048);
-            let payloads: Vec<Vec<u8>> = (0..64u8).map(|n| vec![n; usize::from(n) * 10 + 1]).collect();
+            let mut queue = queue();
+            let payloads: Vec<Vec<u8>> = (0..100u8).map(|n| vec![n; usize::from(n / 4 + 1) * 10]).collect();
             for payload in &payloads {
-                assert!(!queue.is_full());
-                assert!(!push(&mut queue, &sender, START, payload, to(receiver.local_addr(), None)));
+                push(&mut queue, payload, to(receiver.local_addr(), None));
             }
-            assert!(queue.is_full() && queue.space().is_empty());
-            assert_eq!(flush(&mut queue, &sender), Flushed { sent: 64, failed: 0 });
-            assert!(!queue.is_full());
-            let received = receive(&receiver, 64);
+            assert!(queue.runs().len() < 30, "datagrams of one size are one run: {:?}", queue.runs());
+            assert_eq!(send(&sender, START, &mut queue).0, sent(100, 100), "more than one call takes");
+            let received = receive(&receiver, 100);
             assert!(received.iter().all(|(from, _)| *from == sender.local_addr()));
             assert!(received.into_iter().map(|(_, payload)| payload).eq(payloads));
         }
+    }
+
+    /// Runs of every shape: full, with a shorter last one, of one datagram, beyond the limits of one send.
+    fn runs(queue: &mut RunBuffer, to: Destination) -> Vec<Vec<u8>> {
+        let lengths = [vec![1000; 70], vec![1000, 1000, 1], vec![1400], vec![90], vec![90, 20]].concat();
+        let payloads: Vec<Vec<u8>> = lengths.iter().enumerate().map(|(n, length)| vec![n as u8; *length]).collect();
+        payloads.iter().for_each(|payload| push(queue, payload, to));
+        payloads
+    }
+
+    #[test]
+    fn runs_are_cut_and_merged_by_the_kernel_and_arrive_as_they_would_one_by_one() {
+        let on = |segment, merge| UdpOffload { segment, merge };
+        for (offload, sends, receives) in [(on(false, false), 77, 77), (on(true, false), 4, 77), (on(true, true), 4, 4)]
+        {
+            let (sender, receiver) = (offloading(offload, 1), offloading(offload, 1));
+            receiver.start_offload().unwrap();
+            assert_eq!(sender.offload(), offload);
+            let mut queue = queue();
+            let payloads = runs(&mut queue, to(receiver.local_addr(), None));
+            let (done, told) = send(&sender, START, &mut queue);
+            assert_eq!((done, told.refused.len()), (sent(sends, 77), 0));
+            let (received, pieces) = receive_in_pieces(&receiver, 77);
+            assert!(received.into_iter().map(|(_, payload)| payload).eq(payloads), "{offload:?}");
+            assert_eq!(pieces, receives, "{offload:?}");
+        }
+    }
+
+    #[test]
+    fn a_socket_for_which_the_kernel_does_not_cut_sends_one_by_one_and_tells_once() {
+        let sender = offloading(UdpOffload::default(), 1);
+        let receiver = offloading(UdpOffload::default(), 1);
+        // The kernel cuts nothing for a socket without checksums (`udp_send_skb` in net/ipv4/udp.c): EINVAL.
+        sys::set_option(sender.base(0), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
+        let mut queue = queue();
+        for told in [vec![(sender.local_addr(), libc::EINVAL)], Vec::new()] {
+            let payloads = runs(&mut queue, to(receiver.local_addr(), None));
+            let (done, events) = send(&sender, START, &mut queue);
+            assert_eq!((done, events.failed.len()), (sent(77, 77), 0));
+            assert_eq!(events.refused, told);
+            assert!(receive(&receiver, 77).into_iter().map(|(_, payload)| payload).eq(payloads));
+        }
+    }
+
+    #[test]
+    fn datagrams_that_cannot_be_sent_anyhow_are_not_put_down_to_segmentation() {
+        let Some(namespace) = NetNs::new() else { return };
+        namespace.run(|| {
+            let addresses = vec![("10.9.0.1".parse().unwrap(), 24)];
+            let (queues, offload) = (NonZero::<u16>::MIN, TunOffload::NONE);
+            let tun = Tun::open(TunConfig { name: "wire".to_owned(), mtu: 1000, addresses, queues, offload }).unwrap();
+            let config = config(None, 0, Family::Ipv4);
+            let udp = Udp::open(UdpConfig { offload: UdpOffload::default(), ..config }).unwrap();
+            let there = to("10.9.0.2:6081".parse().unwrap(), None);
+            let mut queue = queue();
+            // Longer than the MTU but for the last; then a run that passes, cut by the kernel.
+            [1000, 1000, 500, 900, 900, 1].into_iter().for_each(|length| push(&mut queue, &vec![0; length], there));
+            let (done, told) = send(&udp, START, &mut queue);
+            assert_eq!(done, Sent { messages: 2, sent: 4, failed: 2, port_fallbacks: 0 });
+            assert_eq!(told.failed, [(1, 1, libc::EMSGSIZE); 2]);
+            assert_eq!(told.refused, []);
+            let mut packet = [0; 2048];
+            let lengths: Vec<_> = std::iter::from_fn(|| tun.read(0, &mut packet).ok()).collect();
+            assert_eq!(lengths, [528, 928, 928, 29]);
+        });
+    }
+
+    #[test]
+    fn several_sockets_share_a_port_that_nobody_else_gets() {
+        let receiver = offloading(UdpOffload::default(), 4);
+        assert_eq!(receiver.sockets(), 4);
+        for sockets in [1, 4] {
+            let sockets = NonZero::new(sockets).unwrap();
+            let port = receiver.local_addr().port();
+            let error = Udp::open(UdpConfig { sockets, ..config(Some(LOCALHOST), port, Family::Ipv4) }).unwrap_err();
+            assert!(matches!(error, UdpError::InUse(_)), "{error:?}");
+        }
+        // What comes from one address and port stays on one socket, and all are used.
+        let mut used = [0; 4];
+        for _ in 0..64 {
+            let sender = UdpSocket::bind((LOCALHOST, 0)).unwrap();
+            (0..4u8).for_each(|n| assert_eq!(sender.send_to(&[n], receiver.local_addr()).unwrap(), 1));
+        }
+        for (worker, used) in used.iter_mut().enumerate() {
+            let mut batch = ReceiveBatch::new(256, 100);
+            sys::recvmmsg(receiver.base(worker), &mut batch, 256).unwrap();
+            let bytes: Vec<u8> = batch.messages().flat_map(|message| message.payload.to_vec()).collect();
+            assert!(bytes.chunks(4).all(|four| four == [0, 1, 2, 3]), "{bytes:?}");
+            *used = bytes.len();
+        }
+        assert!(used.iter().all(|bytes| *bytes > 0) && used.iter().sum::<usize>() == 256, "{used:?}");
     }
 
     #[test]
     fn one_refused_datagram_does_not_hold_up_the_others() {
         let sender = open(Some(LOCALHOST), Family::Ipv4, false);
         let receiver = open(Some(LOCALHOST), Family::Ipv4, false);
-        let mut queue = SendQueue::new(64, 70_000);
+        let mut queue = queue();
         let there = to(receiver.local_addr(), None);
         let long = vec![0; 66_000];
-        push(&mut queue, &sender, START, b"one", there);
-        push(&mut queue, &sender, START, b"port 0", to(SocketAddr::new(LOCALHOST, 0), None));
-        push(&mut queue, &sender, START, &long, there);
-        push(&mut queue, &sender, START, b"v6", to("[::1]:9".parse().unwrap(), None));
-        push(&mut queue, &sender, START, b"two", there);
-        let mut errors = Vec::new();
-        let flushed = queue.flush(&sender, &mut |_| unreachable!(), &mut |vni, error| {
-            errors.push((vni.get(), error.raw_os_error().unwrap()));
-        });
-        assert_eq!(flushed, Flushed { sent: 2, failed: 3 });
-        assert_eq!(errors, [(1, libc::EINVAL), (1, libc::EMSGSIZE), (1, libc::EAFNOSUPPORT)]);
+        push(&mut queue, b"one", there);
+        push(&mut queue, b"port 0", to(SocketAddr::new(LOCALHOST, 0), None));
+        push(&mut queue, &long, there);
+        push(&mut queue, b"v6", to("[::1]:9".parse().unwrap(), None));
+        push(&mut queue, b"two", there);
+        let (done, told) = send(&sender, START, &mut queue);
+        assert_eq!(done, Sent { messages: 2, sent: 2, failed: 3, port_fallbacks: 0 });
+        assert_eq!(told.failed, [(1, 1, libc::EINVAL), (1, 1, libc::EMSGSIZE), (1, 1, libc::EAFNOSUPPORT)]);
         let payloads: Vec<_> = receive(&receiver, 2).into_iter().map(|(_, payload)| payload).collect();
         assert_eq!(payloads, [b"one".to_vec(), b"two".to_vec()]);
-    }
-
-    #[test]
-    fn a_full_queue_takes_no_more_before_its_room_is_used_up() {
-        let udp = open(Some(LOCALHOST), Family::Ipv4, false);
-        let mut queue = SendQueue::new(4, 1000);
-        let long = vec![0; 8000];
-        push(&mut queue, &udp, START, &long, to(udp.local_addr(), None));
-        assert!(!queue.is_full() && queue.space().len() >= 1000);
-        push(&mut queue, &udp, START, &[0; 500], to(udp.local_addr(), None));
-        assert!(queue.is_full(), "less than 1000 bytes are left");
     }
 
     #[test]
@@ -568,26 +860,26 @@ mod tests {
             sender.send_to(&vec![7; length], receiver.local_addr()).unwrap();
         }
         let mut batch = ReceiveBatch::new(8, 100);
-        assert_eq!(sys::recvmmsg(receiver.base(), &mut batch).unwrap(), 3);
-        let seen: Vec<_> = batch.datagrams().map(|datagram| (datagram.payload.len(), datagram.truncated)).collect();
+        assert_eq!(sys::recvmmsg(receiver.base(0), &mut batch, 8).unwrap(), 3);
+        let seen: Vec<_> = batch.messages().map(|message| (message.payload.len(), message.truncated)).collect();
         assert_eq!(seen, [(99, false), (100, false), (100, true)]);
-        let error = sys::recvmmsg(receiver.base(), &mut batch).unwrap_err();
+        let error = sys::recvmmsg(receiver.base(0), &mut batch, 8).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
-        assert_eq!(batch.datagrams().count(), 0);
+        assert_eq!(batch.messages().count(), 0);
     }
 
     #[test]
     fn flows_leave_from_their_hashed_port_and_keepalives_from_the_base() {
         let receiver = open(Some(LOCALHOST), Family::Ipv4, false);
         let sender = open(Some(LOCALHOST), Family::Ipv4, true);
-        let mut queue = SendQueue::new(64, 2048);
+        let mut queue = queue();
         let port = free_port();
         let same_slot = port.checked_add(PORT_SLOTS as u16).unwrap_or(port - PORT_SLOTS as u16);
         let there = |source_port| to(receiver.local_addr(), source_port);
         for (payload, source_port) in [("a", Some(port)), ("k", None), ("b", Some(same_slot)), ("c", Some(port))] {
-            assert!(!push(&mut queue, &sender, START, payload.as_bytes(), there(source_port)));
+            push(&mut queue, payload.as_bytes(), there(source_port));
         }
-        assert_eq!(flush(&mut queue, &sender), Flushed { sent: 4, failed: 0 });
+        assert_eq!(send(&sender, START, &mut queue).0, sent(4, 4));
         let base = sender.local_addr().port();
         let mut received: Vec<_> =
             receive(&receiver, 4).into_iter().map(|(from, payload)| (payload, from.port())).collect();
@@ -600,8 +892,8 @@ mod tests {
         // What is sent to a hashed port is dropped by the kernel, not queued.
         let stranger = UdpSocket::bind((LOCALHOST, 0)).unwrap();
         stranger.send_to(b"hello", (LOCALHOST, port)).unwrap();
-        let socket = sender.socket(SocketIndex((usize::from(port) % PORT_SLOTS) as u8));
-        let error = sys::recvmmsg(socket, &mut ReceiveBatch::new(1, 100)).unwrap_err();
+        let socket = sender.descriptor(SocketIndex((usize::from(port) % PORT_SLOTS) as u8));
+        let error = sys::recvmmsg(socket, &mut ReceiveBatch::new(1, 100), 1).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
     }
 
@@ -611,14 +903,18 @@ mod tests {
         let sender = open(Some(LOCALHOST), Family::Ipv4, true);
         let occupant = UdpSocket::bind((LOCALHOST, 0)).unwrap();
         let port = occupant.local_addr().unwrap().port();
-        let mut queue = SendQueue::new(64, 2048);
+        let mut queue = queue();
         let there = to(receiver.local_addr(), Some(port));
-        assert!(push(&mut queue, &sender, START, b"occupied", there));
+        let mut send_one = |now, payload: &[u8]| {
+            push(&mut queue, payload, there);
+            send(&sender, now, &mut queue).0
+        };
+        let fallback = Sent { port_fallbacks: 1, ..sent(1, 1) };
+        assert_eq!(send_one(START, b"occupied"), fallback);
         drop(occupant);
         let just_before = Instant::from_nanos(START.saturating_add(OCCUPIED_HOLD_OFF).as_nanos() - 1);
-        assert!(push(&mut queue, &sender, just_before, b"held off", there));
-        assert!(!push(&mut queue, &sender, START.saturating_add(OCCUPIED_HOLD_OFF), b"free", there));
-        assert_eq!(flush(&mut queue, &sender).sent, 3);
+        assert_eq!(send_one(just_before, b"held off"), fallback);
+        assert_eq!(send_one(START.saturating_add(OCCUPIED_HOLD_OFF), b"free"), sent(1, 1));
         let base = sender.local_addr().port();
         let ports: Vec<_> = receive(&receiver, 3).into_iter().map(|(from, _)| from.port()).collect();
         assert_eq!(ports, [base, base, port]);
@@ -628,9 +924,9 @@ mod tests {
     fn without_hashing_the_port_asked_for_does_not_matter() {
         let receiver = open(Some(LOCALHOST), Family::Ipv4, false);
         let sender = open(Some(LOCALHOST), Family::Ipv4, false);
-        let mut queue = SendQueue::new(64, 2048);
-        assert!(!push(&mut queue, &sender, START, b"x", to(receiver.local_addr(), Some(free_port()))));
-        flush(&mut queue, &sender);
+        let mut queue = queue();
+        push(&mut queue, b"x", to(receiver.local_addr(), Some(free_port())));
+        assert_eq!(send(&sender, START, &mut queue).0, sent(1, 1));
         assert_eq!(receive(&receiver, 1)[0].0, sender.local_addr());
     }
 
@@ -639,11 +935,11 @@ mod tests {
         let receiver = open(None, Family::Dual, false);
         let sender = open(None, Family::Dual, true);
         let port = receiver.local_addr().port();
-        let mut queue = SendQueue::new(64, 2048);
+        let mut queue = queue();
         for peer in [SocketAddr::new(LOCALHOST, port), SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port)] {
-            push(&mut queue, &sender, START, b"x", to(peer, None));
+            push(&mut queue, b"x", to(peer, None));
         }
-        assert_eq!(flush(&mut queue, &sender), Flushed { sent: 2, failed: 0 });
+        assert_eq!(send(&sender, START, &mut queue).0, sent(2, 2));
         let sources: Vec<_> = receive(&receiver, 2).into_iter().map(|(from, _)| from.ip().to_canonical()).collect();
         assert_eq!(sources, [LOCALHOST, Ipv6Addr::LOCALHOST.into()]);
     }
@@ -651,10 +947,8 @@ mod tests {
     #[test]
     fn refusals_say_what_to_do() {
         let holder = open(Some(LOCALHOST), Family::Ipv4, false);
-        let attempt = |local: &str, port, family| {
-            let local = Some(local.parse().unwrap());
-            Udp::open(UdpConfig { local, port, family, source_port_hashing: false }).unwrap_err()
-        };
+        let attempt =
+            |local: &str, port, family| Udp::open(config(Some(local.parse().unwrap()), port, family)).unwrap_err();
         let port = holder.local_addr().port();
         let error = attempt("127.0.0.1", port, Family::Ipv4);
         assert!(matches!(error, UdpError::InUse(_)), "{error:?}");
@@ -675,8 +969,7 @@ mod tests {
     fn a_wildcard_socket_occupies_the_port_for_both_families() {
         let holder = open(None, Family::Dual, false);
         let port = holder.local_addr().port();
-        let config = UdpConfig { local: None, port, family: Family::Ipv4, source_port_hashing: false };
-        assert!(matches!(Udp::open(config), Err(UdpError::InUse(_))));
+        assert!(matches!(Udp::open(config(None, port, Family::Ipv4)), Err(UdpError::InUse(_))));
     }
 
     /// What is on the wire, read from a TUN device to which the route goes.
@@ -685,7 +978,8 @@ mod tests {
         let Some(namespace) = NetNs::new() else { return };
         namespace.run(|| {
             let addresses = vec![("10.9.0.1".parse().unwrap(), 24), ("fd00:9::1".parse().unwrap(), 64)];
-            let tun = Tun::open(TunConfig { name: "wire".to_owned(), mtu: 1500, addresses }).unwrap();
+            let (queues, offload) = (NonZero::<u16>::MIN, TunOffload::NONE);
+            let tun = Tun::open(TunConfig { name: "wire".to_owned(), mtu: 1500, addresses, queues, offload }).unwrap();
             let v4: SocketAddr = "10.9.0.2:6081".parse().unwrap();
             let v6: SocketAddr = "[fd00:9::2]:6081".parse().unwrap();
             let cases = [
@@ -699,9 +993,9 @@ mod tests {
             for (local, family, peer) in cases {
                 for source_port in [None, Some(50_001)] {
                     let udp = open(local, family, true);
-                    let mut queue = SendQueue::new(64, 2048);
-                    assert!(!push(&mut queue, &udp, START, b"x", to(peer, source_port)));
-                    assert_eq!(flush(&mut queue, &udp), Flushed { sent: 1, failed: 0 }, "{local:?} {family} {peer}");
+                    let mut queue = queue();
+                    push(&mut queue, b"x", to(peer, source_port));
+                    assert_eq!(send(&udp, START, &mut queue).0, sent(1, 1), "{local:?} {family} {peer}");
                     let mut packet = [0; 2048];
                     let length = tun.read(0, &mut packet).unwrap();
                     let from = source_port.unwrap_or(udp.local_addr().port());
@@ -717,9 +1011,9 @@ mod tests {
                     }
                     // 1500 bytes of MTU: one more does not pass, and is not fragmented.
                     let headers = if peer.is_ipv4() { 28 } else { 48 };
-                    push(&mut queue, &udp, START, &vec![0; 1500 - headers], to(peer, source_port));
-                    push(&mut queue, &udp, START, &vec![0; 1501 - headers], to(peer, source_port));
-                    assert_eq!(flush(&mut queue, &udp), Flushed { sent: 1, failed: 1 });
+                    push(&mut queue, &vec![0; 1500 - headers], to(peer, source_port));
+                    push(&mut queue, &vec![0; 1501 - headers], to(peer, source_port));
+                    assert_eq!(send(&udp, START, &mut queue).0, Sent { failed: 1, ..sent(1, 1) });
                     assert_eq!(tun.read(0, &mut packet).unwrap(), 1500);
                     assert_eq!(tun.read(0, &mut packet).unwrap_err().raw_os_error(), Some(libc::EAGAIN));
                 }

@@ -9,7 +9,8 @@ use crate::io;
 
 /// Creates a TUN device that goes away with its handle or its pump, with MTU and addresses, up. Returns a handle.
 ///
-/// `json`: `{name, mtu, addresses: ["10.9.0.1/24", ...]}`. Needs CAP_NET_ADMIN: `ICX_EPERM`; `ICX_EBUSY`, `ICX_ESYS`.
+/// `json`: `{name, mtu, addresses: ["10.9.0.1/24", ...], queues = 1, offload = {tso, uso, gro}}`, the offloads `true` unless
+/// given. Needs CAP_NET_ADMIN: `ICX_EPERM`; `ICX_EBUSY`, `ICX_ESYS`.
 ///
 /// # Safety
 /// `json` is readable for `json_len` bytes and `err` writable for `err_cap` bytes during the call.
@@ -19,7 +20,7 @@ pub unsafe extern "C" fn icx_tun_open(json: *const u8, json_len: u32, err: *mut 
     unsafe { run_json(json, json_len, err, err_cap, io::open_tun) }
 }
 
-/// Writes `{name, index, mtu}`. Returns the length.
+/// Writes `{name, index, mtu, queues, offload: {tso, uso, gro}}`, the offloads as far as the kernel has them. Returns the length.
 ///
 /// # Safety
 /// `out` is writable for `out_cap` bytes during the call.
@@ -71,8 +72,8 @@ pub unsafe extern "C" fn icx_tun_write(
 
 /// Binds the UDP sockets of an underlay. Returns a handle.
 ///
-/// `json`: `{localAddress?, port, sourcePortHashing, family: "ipv4" | "ipv6" | "dual"}`. `ICX_EBUSY` where the port is taken,
-/// `ICX_EPERM`, `ICX_ESYS`.
+/// `json`: `{localAddress?, port, sourcePortHashing, family: "ipv4" | "ipv6" | "dual", sockets = 1, offload = {segment, merge}}`, the
+/// offloads `true` unless given. `ICX_EBUSY` where the port is taken, `ICX_EPERM`, `ICX_ESYS`.
 ///
 /// # Safety
 /// `json` is readable for `json_len` bytes and `err` writable for `err_cap` bytes during the call.
@@ -82,7 +83,7 @@ pub unsafe extern "C" fn icx_udp_open(json: *const u8, json_len: u32, err: *mut 
     unsafe { run_json(json, json_len, err, err_cap, io::open_udp) }
 }
 
-/// Writes `{localAddress, port}`. Returns the length.
+/// Writes `{localAddress, port, sockets, offload: {segment, merge}}`, the offloads as far as the kernel has them. Returns the length.
 ///
 /// # Safety
 /// `out` is writable for `out_cap` bytes during the call.
@@ -134,9 +135,11 @@ pub unsafe extern "C" fn icx_udp_send(
 
 /// Starts the threads that move packets between a TUN device, an engine and UDP sockets. Returns a handle.
 ///
-/// `json`: `{engine, tun, udp}`, handles all. The pump takes device and sockets over once they are known to be good: their handles are
+/// `json`: `{engine, tun, udp, latency = "balanced"}`, handles and "low", "balanced" or "idle". There is one thread for each queue of
+/// the device, of which the underlay needs as many sockets. The pump takes device and sockets over once they are known to be good: their handles are
 /// gone from then on, also when the start fails after that. When a thread fails later, the event 1 (pump ended) comes
-/// with `{message, operation, errno}`.
+/// with `{message, operation, errno}`. The event 4 (pump notice) has `{notice: "segmentation-refused", local, errno, message}`: the
+/// kernel would not cut datagrams from one socket, which sends them one by one from then on.
 ///
 /// # Safety
 /// `json` is readable for `json_len` bytes and `err` writable for `err_cap` bytes during the call.

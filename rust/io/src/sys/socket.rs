@@ -93,11 +93,61 @@ fn empty_header() -> libc::mmsghdr {
     unsafe { mem::zeroed() }
 }
 
+/// One control message with a value of up to eight bytes, as the kernel lays it out.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Control {
+    header: libc::cmsghdr,
+    value: [u8; 8],
+}
+
+/// `CMSG_LEN` of nothing: where the value starts.
+// SAFETY: the macro computes with numbers only.
+const CONTROL_HEADER: usize = unsafe { libc::CMSG_LEN(0) } as usize;
+
+const _: () = assert!(mem::offset_of!(Control, value) == CONTROL_HEADER);
+
+impl Control {
+    fn empty() -> Control {
+        // SAFETY: cmsghdr is integers (and padding): all zeros is a valid value, of a message without a header.
+        Control { header: unsafe { mem::zeroed() }, value: [0; 8] }
+    }
+
+    /// `UDP_SEGMENT` with its unsigned short.
+    fn segment(size: u16) -> Control {
+        let mut control = Control::empty();
+        control.header.cmsg_len = CONTROL_HEADER + mem::size_of_val(&size);
+        control.header.cmsg_level = libc::SOL_UDP;
+        control.header.cmsg_type = libc::UDP_SEGMENT;
+        let [low, high] = size.to_ne_bytes();
+        control.value = [low, high, 0, 0, 0, 0, 0, 0];
+        control
+    }
+
+    /// The `int` of `UDP_GRO`, where the kernel wrote that, `length` bytes in all.
+    fn segment_size(&self, length: usize) -> Option<usize> {
+        let is_size = length >= CONTROL_HEADER + mem::size_of::<libc::c_int>()
+            && (self.header.cmsg_level, self.header.cmsg_type) == (libc::SOL_UDP, libc::UDP_GRO);
+        let value = self.value.first_chunk().filter(|_| is_size)?;
+        usize::try_from(libc::c_int::from_ne_bytes(*value)).ok().filter(|size| *size > 0)
+    }
+}
+
+/// One message to be sent: a datagram, or several of one size back to back, of which the last may be shorter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outgoing<'a> {
+    pub(crate) to: SocketAddr,
+    pub(crate) payload: &'a [u8],
+    /// Where the kernel is to cut (`UDP_SEGMENT`); `None` for one datagram.
+    pub(crate) segment_size: Option<u16>,
+}
+
 /// Room for the headers of one [`sendmmsg`], reused from call to call. The headers hold pointers, which are written anew in each
 /// call and followed in that call only.
 pub(crate) struct SendHeaders {
     names: Box<[(Name, libc::socklen_t)]>,
     pieces: Box<[libc::iovec]>,
+    controls: Box<[Control]>,
     headers: Box<[libc::mmsghdr]>,
 }
 
@@ -109,53 +159,73 @@ impl SendHeaders {
         SendHeaders {
             names: vec![(Name::UNSPECIFIED, 0); capacity].into(),
             pieces: vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; capacity].into(),
+            controls: vec![Control::empty(); capacity].into(),
             headers: vec![empty_header(); capacity].into(),
         }
     }
 }
 
-/// Sends datagrams in order without blocking; returns how many the kernel took, at least one. Datagrams beyond the
+/// Sends messages in order without blocking; returns how many the kernel took, at least one. Messages beyond the
 /// capacity of `headers` are left for the next call.
 ///
-/// `sendmmsg(2)`; needs no capability. An error is that of the first datagram: nothing was sent. EAGAIN: wait until the
-/// socket is writable. Others belong to that one datagram (EMSGSIZE, ENETUNREACH, EHOSTUNREACH, EPERM from a firewall,
-/// ENOBUFS, …) or to the socket.
+/// `sendmmsg(2)`; needs no capability. An error is that of the first message: nothing was sent. EAGAIN: wait until the
+/// socket is writable. Others belong to that one message (EMSGSIZE, ENETUNREACH, EHOSTUNREACH, EPERM from a firewall,
+/// ENOBUFS, …) or to the socket. With a segment size also, from `udp_send_skb` in net/ipv4/udp.c: EIO (the route or the
+/// device cannot have segments cut), EINVAL (more segments than the kernel knows, no checksums on this socket, or
+/// segments beyond the MTU, for which newer kernels say EMSGSIZE); none of its datagrams has been sent then.
 pub(crate) fn sendmmsg<'a>(
     socket: BorrowedFd<'_>,
     headers: &mut SendHeaders,
-    datagrams: impl Iterator<Item = (SocketAddr, &'a [u8])>,
+    messages: impl Iterator<Item = Outgoing<'a>>,
 ) -> io::Result<usize> {
     let mut count = 0;
-    let slots = headers.names.iter_mut().zip(headers.pieces.iter_mut()).zip(headers.headers.iter_mut());
-    for ((address, payload), ((name, piece), header)) in datagrams.zip(slots) {
-        *name = Name::encode(address);
+    let slots = headers.names.iter_mut().zip(&mut headers.pieces).zip(&mut headers.controls).zip(&mut headers.headers);
+    for (Outgoing { to, payload, segment_size }, (((name, piece), control), header)) in messages.zip(slots) {
+        *name = Name::encode(to);
         *piece = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
         header.msg_hdr.msg_name = (&raw mut name.0).cast();
         header.msg_hdr.msg_namelen = name.1;
         header.msg_hdr.msg_iov = piece;
         header.msg_hdr.msg_iovlen = 1;
+        (header.msg_hdr.msg_control, header.msg_hdr.msg_controllen) = match segment_size {
+            Some(size) => {
+                *control = Control::segment(size);
+                ((&raw mut *control).cast(), mem::size_of::<Control>())
+            }
+            None => (std::ptr::null_mut(), 0),
+        };
         count += 1;
     }
     if count == 0 {
         return Ok(0);
     }
-    // SAFETY: the first `count` headers were just filled in with pointers to a name, one iovec and a payload that are
-    // borrowed until the end of this function; the kernel only reads payloads in a send, and count ≤ headers.len().
+    // SAFETY: the first `count` headers were just filled in with pointers to a name, one iovec, a payload and perhaps a
+    // control message that are borrowed until the end of this function; the kernel only reads payloads in a send, and
+    // count ≤ headers.len().
     let sent = unsafe {
         libc::sendmmsg(socket.as_raw_fd(), headers.headers.as_mut_ptr(), count as libc::c_uint, libc::MSG_DONTWAIT as _)
     };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// One datagram of a [`ReceiveBatch`].
+/// One message of a [`ReceiveBatch`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Received<'a> {
-    /// What fitted the slot.
+    /// What fitted the slot: one datagram, or several that the kernel merged.
     pub(crate) payload: &'a [u8],
+    /// The bytes of each datagram in `payload`, but for the last, which may be shorter. At least 1.
+    pub(crate) stride: usize,
     /// `None` when the kernel gave no internet address.
     pub(crate) from: Option<SocketAddr>,
-    /// The datagram was longer than the slot; its end is lost.
+    /// There was more than fits the slot; the end is lost.
     pub(crate) truncated: bool,
+}
+
+impl Received<'_> {
+    /// How many datagrams it is.
+    pub(crate) fn datagrams(&self) -> usize {
+        self.payload.len().div_ceil(self.stride).max(1)
+    }
 }
 
 /// Buffers and headers of one [`recvmmsg`], reused from call to call, as [`SendHeaders`].
@@ -164,6 +234,7 @@ pub(crate) struct ReceiveBatch {
     slot_bytes: usize,
     names: Box<[Name]>,
     pieces: Box<[libc::iovec]>,
+    controls: Box<[Control]>,
     headers: Box<[libc::mmsghdr]>,
     received: usize,
 }
@@ -172,51 +243,59 @@ pub(crate) struct ReceiveBatch {
 unsafe impl Send for ReceiveBatch {}
 
 impl ReceiveBatch {
-    /// `slots` datagrams of at most `slot_bytes` each. Memory becomes resident only as far as datagrams reach.
+    /// `slots` messages of at most `slot_bytes` each. Memory becomes resident only as far as messages reach.
     pub(crate) fn new(slots: usize, slot_bytes: usize) -> Self {
         ReceiveBatch {
             buffer: vec![0; slots * slot_bytes].into(),
             slot_bytes,
             names: vec![Name::UNSPECIFIED; slots].into(),
             pieces: vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; slots].into(),
+            controls: vec![Control::empty(); slots].into(),
             headers: vec![empty_header(); slots].into(),
             received: 0,
         }
     }
 
-    /// The datagrams of the last [`recvmmsg`], in the order of arrival.
-    pub(crate) fn datagrams(&self) -> impl Iterator<Item = Received<'_>> {
-        let slots = self.buffer.chunks_exact(self.slot_bytes).zip(&self.names).zip(&self.headers);
-        slots.take(self.received).map(|((slot, name), header)| Received {
-            payload: &slot[..slot.len().min(header.msg_len as usize)],
-            from: name.decode(header.msg_hdr.msg_namelen),
-            truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+    /// The messages of the last [`recvmmsg`], in the order of arrival.
+    pub(crate) fn messages(&self) -> impl Iterator<Item = Received<'_>> {
+        let slots = self.buffer.chunks_exact(self.slot_bytes).zip(&self.names).zip(&self.controls).zip(&self.headers);
+        slots.take(self.received).map(|(((slot, name), control), header)| {
+            let payload = &slot[..slot.len().min(header.msg_len as usize)];
+            let stride = control.segment_size(header.msg_hdr.msg_controllen);
+            Received {
+                payload,
+                stride: stride.unwrap_or(payload.len()).max(1),
+                from: name.decode(header.msg_hdr.msg_namelen),
+                truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+            }
         })
     }
 }
 
-/// Receives as many datagrams as are there and fit the batch, without blocking; returns how many. On error the batch is
-/// empty.
+/// Receives as many messages as are there and fit `limit` slots of the batch, without blocking; returns how many. On
+/// error the batch is empty.
 ///
 /// `recvmmsg(2)`; needs no capability. Errors: EAGAIN (none there), EINTR, or a pending error of the socket.
-pub(crate) fn recvmmsg(socket: BorrowedFd<'_>, batch: &mut ReceiveBatch) -> io::Result<usize> {
+pub(crate) fn recvmmsg(socket: BorrowedFd<'_>, batch: &mut ReceiveBatch, limit: usize) -> io::Result<usize> {
     batch.received = 0;
-    let slots = batch.buffer.chunks_exact_mut(batch.slot_bytes);
-    let headers = batch.names.iter_mut().zip(batch.pieces.iter_mut()).zip(batch.headers.iter_mut());
+    let slots = batch.buffer.chunks_exact_mut(batch.slot_bytes).take(limit);
+    let headers = batch.names.iter_mut().zip(&mut batch.pieces).zip(&mut batch.controls).zip(&mut batch.headers);
     let mut count = 0;
-    for (slot, ((name, piece), header)) in slots.zip(headers) {
+    for (slot, (((name, piece), control), header)) in slots.zip(headers) {
         *name = Name::UNSPECIFIED;
         *piece = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() };
         header.msg_hdr.msg_name = (&raw mut *name).cast();
         header.msg_hdr.msg_namelen = mem::size_of::<Name>() as libc::socklen_t;
         header.msg_hdr.msg_iov = piece;
         header.msg_hdr.msg_iovlen = 1;
+        header.msg_hdr.msg_control = (&raw mut *control).cast();
+        header.msg_hdr.msg_controllen = mem::size_of::<Control>();
         header.msg_hdr.msg_flags = 0;
         header.msg_len = 0;
         count += 1;
     }
-    // SAFETY: the first `count` headers were just filled in with pointers to a name, one iovec and a slot of the buffer,
-    // all distinct and exclusively borrowed until the end of this function; a NULL timeout means none.
+    // SAFETY: the first `count` headers were just filled in with pointers to a name, one iovec, a slot of the buffer and
+    // a control buffer, all distinct and exclusively borrowed until the end of this function; a NULL timeout means none.
     let received = unsafe {
         libc::recvmmsg(
             socket.as_raw_fd(),

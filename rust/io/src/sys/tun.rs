@@ -23,3 +23,23 @@ pub(crate) fn tun_attach(fd: BorrowedFd<'_>, name: &str, flags: libc::c_int) -> 
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// Says which unfinished packets the kernel may hand to the reader of a device with `IFF_VNET_HDR`: `TUN_F_*` bits. It
+/// holds for all queues.
+///
+/// `TUNSETOFFLOAD` (`set_offload` in drivers/net/tun.c); needs no capability. Errors: EINVAL for bits that this kernel
+/// does not know, or that do not go without others; nothing has changed then.
+pub(crate) fn tun_set_offload(fd: BorrowedFd<'_>, features: libc::c_uint) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(features)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sets how many bytes stand before each packet of a device with `IFF_VNET_HDR`. It holds for all queues.
+///
+/// `TUNSETVNETHDRSZ`; needs no capability. Errors: EINVAL for less than a `virtio_net_hdr` (10).
+pub(crate) fn tun_set_header_size(fd: BorrowedFd<'_>, bytes: libc::c_int) -> io::Result<()> {
+    // SAFETY: TUNSETVNETHDRSZ reads one int, which `bytes` is, during the call only.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -275,7 +275,7 @@ enum PlanEnd {
 
 impl BatchPacket<'_> {
     /// How many packets it counts as, as far as they are not planned.
-    fn packets(&self) -> u64 {
+    pub fn packets(&self) -> u64 {
         match self {
             BatchPacket::Whole(_) | BatchPacket::Malformed => 1,
             BatchPacket::Segmented(segments) => segments.left() as u64,
