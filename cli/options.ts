@@ -16,7 +16,10 @@ import {
   interfaceAddress,
   interfaceName,
   nonEmpty,
+  type Offloads,
+  offloads,
   port,
+  queues,
   type Route,
   route,
   whole,
@@ -26,6 +29,7 @@ const LOG_LEVELS = ["error", "warning", "info", "debug", "trace"] as const;
 const LOG_FORMATS = ["text", "json"] as const;
 /** Where packets can be moved today; `auto` picks the best of them. */
 const DATAPATHS = ["auto", "tun"] as const;
+const LATENCIES = ["low", "balanced", "idle"] as const;
 
 const identityKey = option("--identity-key", nonEmpty("FILE", "the file that holds the private identity key"), {
   description: message`File with this node's private key; - reads it from standard input.`,
@@ -103,6 +107,31 @@ const up = command(
           "auto",
           { message: message`${text("auto")}` },
         ),
+      }),
+    ),
+    group(
+      "Speed",
+      object({
+        queues: withDefault(
+          option("--queues", queues(), {
+            description:
+              message`Threads that move packets, each with a queue of the tunnel device. auto: one for two processors, 8 at most.`,
+          }),
+          { count: undefined },
+          { message: message`${text("auto")}` },
+        ),
+        latency: withDefault(
+          option("--latency", choice(LATENCIES, { metavar: "HOW" }), {
+            description:
+              message`Processor time for sooner answers: low looks for more packets for 1 ms before it sleeps, balanced for 60 µs, idle not at all.`,
+          }),
+          "balanced",
+          { message: message`${text("balanced")}` },
+        ),
+        offloads: multiple(option("--offload", offloads(), {
+          description:
+            message`What the kernel cuts and merges: tso, uso, gro (tunnel device), udp-gso, udp-gro (underlay), or all; with commas or repeated, such as tso=off,gro=off. Default: all that it can.`,
+        })),
       }),
     ),
     group(
@@ -252,6 +281,9 @@ export interface UpArguments {
   readonly tunDevice: string;
   readonly tunMtu: number | undefined;
   readonly datapath: typeof DATAPATHS[number];
+  readonly queues: { readonly count: number | undefined };
+  readonly latency: typeof LATENCIES[number];
+  readonly offloads: readonly Offloads[];
   readonly sourcePortHash: boolean | undefined;
   readonly noPeerIpFilter: boolean;
   readonly rxRateLimit: number;

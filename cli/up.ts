@@ -12,9 +12,9 @@ import { type Log, openLog } from "./log.ts";
 import type { UpArguments } from "./options.ts";
 import { exitBySignal, stopSignals } from "./signals.ts";
 import { err, painter } from "./terminal.ts";
-import { inTermsOfOptions, nodeConfigOf } from "./up_config.ts";
+import { inTermsOfOptions, nodeConfigOf, OFFLOAD_FIELD } from "./up_config.ts";
 import { TunnelNarrator } from "./up_events.ts";
-import { formatDuration, formatEndpoint } from "./values.ts";
+import { formatDuration, formatEndpoint, OFFLOADS } from "./values.ts";
 import { VERSION } from "./version.ts";
 
 /** Runs the tunnel; resolves with the exit code once it has stopped. */
@@ -120,6 +120,14 @@ function reporter(args: UpArguments, log: Log): (event: NodeEvent) => void {
           { event: "rejected", remote: event.remote, reason: event.reason, count: event.count },
         );
         return;
+      case "offload-refused":
+        log(
+          "warning",
+          `the kernel does not cut datagrams (${event.offload}) sent from ${event.local}: ${event.reason}; they are sent ` +
+            `one by one from now on, which is slower and loses nothing. --offload ${event.offload}=off says so from the start`,
+          { event: "offload-refused", offload: event.offload, local: event.local, reason: event.reason },
+        );
+        return;
       case "forwarding":
         log("debug", "packets move", { event: "forwarding" });
         return;
@@ -135,8 +143,10 @@ function announce(args: UpArguments, node: { readonly config: NodeConfig; readon
   if (peer === undefined || peerConfig === undefined) return;
   const calls = peer.role === "initiator" ? "this side calls" : "the peer calls";
   const why = args.datapath === "auto" ? "picked as the one for UDP sockets" : "as asked for";
+  const { queues } = info.device;
   const addresses = config.device.addresses.length === 0 ? "no address" : config.device.addresses.join(", ");
   const routes = peerConfig.allowedRoutes.map(({ src, dst }) => src === dst ? src : `${src} = ${dst}`);
+  const offloads = OFFLOADS.filter((name) => info.offload[OFFLOAD_FIELD[name]]).join(", ");
   const rows = [
     ["this node", info.identity.fingerprint],
     ["peer", `${peer.fingerprint} at ${formatEndpoint(args.peer)}`],
@@ -150,8 +160,13 @@ function announce(args: UpArguments, node: { readonly config: NodeConfig; readon
       `control port ${info.controlPort} here, ${peerConfig.controlPort} there; ${calls}; new keys every ` +
       formatDuration(config.rekeyIntervalMs),
     ],
-    ["datapath", `${info.datapath}: TUN device and UDP sockets, ${why}`],
+    [
+      "datapath",
+      `${info.datapath}: TUN device and UDP sockets, ${why}; ${queues === 1 ? "1 queue" : `${queues} queues`}, ` +
+      `latency ${config.latency}`,
+    ],
     ["device", `${info.device.name}, MTU ${info.device.mtuBytes}, ${addresses}`],
+    ["offload", offloads === "" ? "none" : offloads],
     ["may pass", routes.join("; ")],
     ["to stop", `Ctrl-C, or kill ${process.pid}`],
   ];
@@ -175,6 +190,9 @@ function announce(args: UpArguments, node: { readonly config: NodeConfig; readon
     datapath: info.datapath,
     device: info.device.name,
     mtu: info.device.mtuBytes,
+    queues,
+    latency: config.latency,
+    offload: info.offload,
     addresses: [...config.device.addresses],
     allowedRoutes: peerConfig.allowedRoutes.map(({ src, dst }) => `${src}=${dst}`),
   });

@@ -1,9 +1,10 @@
 /** From the arguments of `icx up` to the configuration of a node. */
 
 import process from "node:process";
-import { type NodeConfig, parseNodeConfig } from "../control/node_config.ts";
+import { type NodeConfig, type NodeOffloadConfig, parseNodeConfig } from "../control/node_config.ts";
 import { UsageError } from "./exit.ts";
 import type { UpArguments } from "./options.ts";
+import type { OffloadName, Offloads } from "./values.ts";
 
 /** Which option sets a field, for messages about it. */
 const OPTION_OF: Readonly<Record<string, string>> = {
@@ -15,6 +16,7 @@ const OPTION_OF: Readonly<Record<string, string>> = {
   "device.name": "--tun-device",
   "device.addresses": "--address",
   "device.mtuBytes": "--tun-mtu",
+  "queues": "--queues",
   "rekeyIntervalMs": "--rekey-interval",
   "peers[0].host": "PEER-HOST:PORT",
   "peers[0].port": "PEER-HOST:PORT",
@@ -37,6 +39,26 @@ function withoutRepeats(message: string): string {
   const [title = "", ...faults] = message.split("\n- ");
   const once = [...new Set(faults)];
   return [title, ...once].join(once.length === 1 ? " " : "\n- ");
+}
+
+/** The field of the configuration for each offload. */
+export const OFFLOAD_FIELD: Readonly<Record<OffloadName, keyof NodeOffloadConfig>> = {
+  tso: "tso",
+  uso: "uso",
+  gro: "gro",
+  "udp-gso": "udpGso",
+  "udp-gro": "udpGro",
+};
+
+/** What was switched, later ones counting, by the fields of the configuration. */
+function offloadOf(switched: readonly Offloads[]): Readonly<Record<string, boolean>> {
+  const all: Offloads = Object.assign({}, ...switched);
+  return Object.fromEntries(
+    Object.entries(OFFLOAD_FIELD).flatMap(([name, field]) => {
+      const on = all[name as OffloadName];
+      return on === undefined ? [] : [[field, on]];
+    }),
+  );
 }
 
 /**
@@ -71,6 +93,9 @@ export function nodeConfigOf(args: UpArguments): NodeConfig {
       rekeyIntervalMs: args.rekeyIntervalMs,
       peerFilter: !args.noPeerIpFilter,
       sourcePortHashing: args.sourcePortHash ?? false,
+      ...(args.queues.count === undefined ? {} : { queues: args.queues.count }),
+      latency: args.latency,
+      offload: offloadOf(args.offloads),
       peers: [{
         host: args.peer.host,
         port: args.peer.port,

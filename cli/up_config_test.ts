@@ -22,6 +22,9 @@ Deno.test("the defaults are those of the protocol", () => {
   strictEqual(config.keepaliveMs, 25_000);
   ok(config.peerFilter);
   ok(!config.sourcePortHashing);
+  strictEqual(config.queues, undefined);
+  strictEqual(config.latency, "balanced");
+  deepStrictEqual(config.offload, { tso: true, uso: true, gro: true, udpGso: true, udpGro: true });
   strictEqual(config.localAddress, undefined);
   deepStrictEqual(config.device, { name: "icx0", addresses: [], mtuBytes: undefined });
   deepStrictEqual(config.peers, [{
@@ -40,6 +43,7 @@ Deno.test("each option reaches the configuration", () => {
     ...["--local-address", "2001:db8::1", "-p", "7081", "--control-port", "7082", "--peer-control-port", "7083"],
     ...["--interface", "eth3"],
     ...["-v", "42", "--rekey-interval", "90s", "-t", "tun7", "-m", "1280", "--source-port-hash", "--no-peer-ip-filter"],
+    ...["--queues", "3", "--latency", "low", "--offload", "all=off,udp-gro=on", "--offload", "tso=on"],
     ...["--rx-rate-limit", "1000", "--address", "10.9.0.1/24", "--address", "fd00::1/64"],
     ...["--allowed-route", "10.9.0.1/32=10.9.0.2/32", "--allowed-route", "fd00::/64", "[2001:db8::2]:7084"],
   ));
@@ -54,6 +58,9 @@ Deno.test("each option reaches the configuration", () => {
     keepaliveMs: 25_000,
     peerFilter: false,
     sourcePortHashing: true,
+    queues: 3,
+    latency: "low",
+    offload: { tso: true, uso: false, gro: false, udpGso: false, udpGro: true },
     peers: [{
       host: "2001:db8::2",
       port: 7084,

@@ -88,6 +88,50 @@ export function formatDuration(ms: number): string {
   return `${ms}ms`;
 }
 
+/** How many queues; `auto` leaves that to the node, as `undefined`. */
+export function queues(): ValueParser<"sync", { readonly count: number | undefined }> {
+  return valueParser<{ readonly count: number | undefined }>({
+    metavar: "auto|N",
+    placeholder: { count: undefined },
+    allowed: "auto, or a whole number from 1 to 64",
+    parse: (input) => {
+      if (input === "auto") return { count: undefined };
+      const count = /^[0-9]{1,2}$/.test(input) ? Number(input) : 0;
+      return count >= 1 && count <= 64 ? { count } : undefined;
+    },
+    format: ({ count }) => count === undefined ? "auto" : String(count),
+  });
+}
+
+/** What the kernel can cut and merge, by the names of the option. */
+export const OFFLOADS = ["tso", "uso", "gro", "udp-gso", "udp-gro"] as const;
+
+/** One of {@linkcode OFFLOADS}. */
+export type OffloadName = typeof OFFLOADS[number];
+
+/** Which offloads to switch. */
+export type Offloads = Readonly<Partial<Record<OffloadName, boolean>>>;
+
+/** `name=on` or `name=off`, several with commas between them, later ones counting; `all` is every name. */
+export function offloads(): ValueParser<"sync", Offloads> {
+  return valueParser<Offloads>({
+    metavar: "NAME=on|off",
+    placeholder: {},
+    allowed: `one or more of ${[...OFFLOADS, "all"].join(", ")}, each with =on or =off, and commas between them`,
+    parse: (input) => {
+      let result: Offloads = {};
+      for (const part of input.split(",")) {
+        const [, name, state] = /^([a-z-]+)=(on|off)$/.exec(part) ?? [];
+        const names = name === "all" ? OFFLOADS : OFFLOADS.filter((known) => known === name);
+        if (names.length === 0) return undefined;
+        result = { ...result, ...Object.fromEntries(names.map((known) => [known, state === "on"])) };
+      }
+      return result;
+    },
+    format: (switched) => Object.entries(switched).map(([name, on]) => `${name}=${on ? "on" : "off"}`).join(","),
+  });
+}
+
 /** Where the peer is reached. */
 export interface Endpoint {
   /** Name or address, an IPv6 address without its brackets. */

@@ -1,5 +1,5 @@
 import { deepStrictEqual, ok, strictEqual } from "node:assert/strict";
-import { endpoint, formatDuration, formatEndpoint, parseDuration, route } from "./values.ts";
+import { endpoint, formatDuration, formatEndpoint, offloads, parseDuration, queues, route } from "./values.ts";
 
 Deno.test("durations are read in milliseconds and written in their largest whole unit", () => {
   const rows = [
@@ -37,4 +37,30 @@ Deno.test("one prefix of an allowed route stands for both", () => {
   const pair = route().parse("fd00::1/128=::/0");
   ok(pair.success);
   deepStrictEqual(pair.value, { src: "fd00::1/128", dst: "::/0" });
+});
+
+Deno.test("offloads are switched by name, the later one counting", () => {
+  const rows = [
+    ["tso=off", { tso: false }],
+    ["udp-gso=off,udp-gro=on", { "udp-gso": false, "udp-gro": true }],
+    ["all=off,gro=on", { tso: false, uso: false, gro: true, "udp-gso": false, "udp-gro": false }],
+    ["tso=on,tso=off", { tso: false }],
+  ] as const;
+  for (const [text, expected] of rows) {
+    const result = offloads().parse(text);
+    ok(result.success, text);
+    deepStrictEqual(result.value, expected);
+  }
+  for (const text of ["", "tso", "tso=", "tso=yes", "lro=off", "tso=off,", "tso=off gro=off", "TSO=off"]) {
+    ok(!offloads().parse(text).success, text);
+  }
+});
+
+Deno.test("queues are a number or left to the node", () => {
+  for (const [text, count] of [["auto", undefined], ["1", 1], ["64", 64]] as const) {
+    const result = queues().parse(text);
+    ok(result.success, text);
+    deepStrictEqual(result.value, { count });
+  }
+  for (const text of ["", "0", "65", "1.5", "-1", "many"]) ok(!queues().parse(text).success, text);
 });

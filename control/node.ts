@@ -12,7 +12,7 @@ import { DatapathError } from "../datapath/errors.ts";
 import { innerMtu } from "../datapath/mtu.ts";
 import { UdpUnderlay } from "../datapath/udp_underlay.ts";
 import { supervise } from "../datapath/supervise.ts";
-import { TunDatapath } from "../datapath/tun.ts";
+import { type OffloadRefused, TunDatapath } from "../datapath/tun.ts";
 import { requireFunction, requireType } from "../native/arguments.ts";
 import { bootClock } from "../native/clock.ts";
 import { Library } from "../native/library.ts";
@@ -20,7 +20,7 @@ import { interfaceLookup, resolveHost, type RouteInfo, routeLookup } from "../na
 import { ControlEndpoint, type ControlPeer } from "./endpoint.ts";
 import { Identity, parsePeerKey, type PublicKey, tunnelRole } from "./identity.ts";
 import type { TrafficSample, TunnelEvent, TunnelRole } from "./lifecycle.ts";
-import { type NodeConfig, type NodePeerConfig, parseNodeConfig } from "./node_config.ts";
+import { type NodeConfig, type NodeOffloadConfig, type NodePeerConfig, parseNodeConfig } from "./node_config.ts";
 import { Tunnel, type TunnelStatus } from "./tunnel.ts";
 
 /** What happened to a node, for people and programs to see. */
@@ -33,6 +33,8 @@ export type NodeEvent =
   | { readonly type: "moved"; readonly vni: number; readonly host: string; readonly endpoint: string }
   /** Somebody who is not one of the peers tried to connect; `count` times since the last such event. */
   | { readonly type: "rejected"; readonly remote: string; readonly reason: string; readonly count: number }
+  /** The kernel would not do for one socket what it seemed able to do; the node goes on without. */
+  | { readonly type: "offload-refused" } & OffloadRefused
   /** The first tunnel has its keys: packets move. */
   | { readonly type: "forwarding" };
 
@@ -73,7 +75,14 @@ export interface NodeInfo {
   /** Which datapath moves the packets. */
   readonly datapath: Datapath["kind"];
   /** The tunnel's network device. */
-  readonly device: { readonly name: string; readonly index: number; readonly mtuBytes: number };
+  readonly device: {
+    readonly name: string;
+    readonly index: number;
+    readonly mtuBytes: number;
+    readonly queues: number;
+  };
+  /** What the kernel cuts and merges: what was asked for, as far as it can. */
+  readonly offload: NodeOffloadConfig;
   /** The own data port. */
   readonly port: number;
   /** The own control port. */
@@ -105,6 +114,7 @@ const LOCATE_REPORT_MS = 10_000;
 const FOLLOW_AGAIN_MS = 5000;
 /** The most that a TUN device takes. */
 const MAX_MTU = 65535;
+const MAX_DEFAULT_QUEUES = 8;
 const MIN_KEY_LIFETIME_MS = 3_600_000;
 const MAX_KEY_LIFETIME_MS = 24 * 3_600_000;
 
@@ -228,11 +238,15 @@ export class Node implements AsyncDisposable {
 
     // What this host alone decides comes before the wait for names and routes, and the device, which others see, last.
     if (config.interface !== undefined) interfaceLookup(library, config.interface);
+    const queues = config.queues ?? defaultQueues();
+    const { tso, uso, gro, udpGso, udpGro } = config.offload;
     const underlay = parts.use(UdpUnderlay.open({
       library,
       localAddress: config.localAddress,
       port: config.port,
       sourcePortHashing: config.sourcePortHashing,
+      sockets: queues,
+      offload: { segment: udpGso, merge: udpGro },
     }));
     const located = await Promise.all(
       config.peers.map((peer) => locate(library, { peer, config, clock, signal, onEvent })),
@@ -250,7 +264,13 @@ export class Node implements AsyncDisposable {
       sourcePortHashing: config.sourcePortHashing,
     }));
     const datapath = parts.use(
-      await TunDatapath.open({ device: { library, name, addresses, mtuBytes }, underlay, engine }),
+      await TunDatapath.open({
+        device: { library, name, addresses, mtuBytes, queues, offload: { tso, uso, gro } },
+        underlay,
+        engine,
+        latency: config.latency,
+        onOffloadRefused: (refused) => observer.tell({ type: "offload-refused", ...refused }),
+      }),
     );
     const control = parts.use(ControlEndpoint.open({
       library,
@@ -278,7 +298,8 @@ export class Node implements AsyncDisposable {
     return {
       identity: { publicKey: this.#identity.publicKey, fingerprint: this.#identity.fingerprint },
       datapath: this.#datapath.kind,
-      device: { name: device.name, index: device.index, mtuBytes: device.mtuBytes },
+      device: { name: device.name, index: device.index, mtuBytes: device.mtuBytes, queues: device.queues },
+      offload: { ...device.offload, udpGso: underlay.offload.segment, udpGro: underlay.offload.merge },
       port: underlay.port,
       controlPort: this.#control.port,
       peers: this.#peers.map((peer) => ({
@@ -535,6 +556,11 @@ function resolve(library: Library, { config, host, port, signal }: ResolveOption
 
 function networkOf(config: NodePeerConfig, endpoint: string) {
   return { vni: config.vni, peer: endpoint, routes: config.allowedRoutes, rxRateLimitPps: config.rxRateLimitPps };
+}
+
+/** One thread for two processors: the other half is for those whose packets they are. */
+function defaultQueues(): number {
+  return Math.max(1, Math.min(MAX_DEFAULT_QUEUES, Math.floor(navigator.hardwareConcurrency / 2)));
 }
 
 /** The address of `ip:port`, without brackets. */

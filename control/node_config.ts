@@ -6,6 +6,7 @@
 
 import { isIP } from "node:net";
 import { z } from "zod";
+import type { Latency } from "../datapath/tun.ts";
 import { shown } from "../native/arguments.ts";
 import { addressBytes, parsePrefix } from "./prefix.ts";
 
@@ -25,6 +26,20 @@ export interface NodeDeviceConfig {
   readonly addresses: readonly string[];
   /** Largest inner packet, in bytes, 68 to 65535; `undefined` takes what the path to the peers allows. */
   readonly mtuBytes: number | undefined;
+}
+
+/** What the kernel may cut and merge for the node, where it can. */
+export interface NodeOffloadConfig {
+  /** TCP comes from the device uncut. @default true */
+  readonly tso: boolean;
+  /** UDP comes from the device uncut, where a program sends many datagrams at once. @default true */
+  readonly uso: boolean;
+  /** TCP, and UDP where the kernel knows `uso`, goes to the device merged. @default true */
+  readonly gro: boolean;
+  /** The kernel cuts what is sent on the underlay. @default true */
+  readonly udpGso: boolean;
+  /** The kernel merges what is received on the underlay. @default true */
+  readonly udpGro: boolean;
 }
 
 /** One peer and its network. */
@@ -67,6 +82,12 @@ export interface NodeConfig {
   readonly peerFilter: boolean;
   /** Whether the outer source port follows the inner flow. @default false */
   readonly sourcePortHashing: boolean;
+  /** Threads that move packets, each with a queue of the device, 1 to 64; `undefined` goes by the number of processors. */
+  readonly queues: number | undefined;
+  /** How much processor time goes into answering sooner. @default "balanced" */
+  readonly latency: Latency;
+  /** What the kernel may cut and merge. */
+  readonly offload: NodeOffloadConfig;
   /** The peers, at least one. */
   readonly peers: readonly NodePeerConfig[];
 }
@@ -134,6 +155,10 @@ const interfaceName = text.refine(
   "must be an interface name: 1 to 15 bytes without space, slash, colon or percent sign",
 );
 
+function onByDefault() {
+  return z.boolean("must be true or false").default(() => true);
+}
+
 /** What is wrong with a peer's name or address, `undefined` when nothing is. */
 function hostFault(host: string): string | undefined {
   if (isIP(host) !== 0) {
@@ -173,6 +198,15 @@ const nodeFields = z.strictObject({
   keepaliveMs: integer(0, 24 * 3_600_000).default(25_000),
   peerFilter: z.boolean("must be true or false").default(() => true),
   sourcePortHashing: z.boolean("must be true or false").default(() => false),
+  queues: integer(1, 64).optional(),
+  latency: z.enum(["low", "balanced", "idle"], 'must be "low", "balanced" or "idle"').default("balanced"),
+  offload: z.strictObject({
+    tso: onByDefault(),
+    uso: onByDefault(),
+    gro: onByDefault(),
+    udpGso: onByDefault(),
+    udpGro: onByDefault(),
+  }).prefault({}),
   peers: z.array(peerSchema, "must be a list").min(1, "must have at least one entry"),
 });
 
@@ -250,11 +284,12 @@ export function parseNodeConfig(input: unknown): NodeConfig {
         : `Cannot use the configuration:\n${faults.map((fault) => `- ${fault}`).join("\n")}`,
     );
   }
-  const { device, localAddress, interface: underlay, peers, ...rest } = result.data;
+  const { device, localAddress, interface: underlay, queues, peers, ...rest } = result.data;
   return {
     ...rest,
     localAddress,
     interface: underlay,
+    queues,
     device: { ...device, mtuBytes: device.mtuBytes },
     peers: peers.map((peer) => ({ ...peer, controlPort: peer.controlPort ?? rest.controlPort })),
   };

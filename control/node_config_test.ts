@@ -16,6 +16,9 @@ Deno.test("parseNodeConfig() fills in the defaults of the protocol", () => {
     keepaliveMs: 25_000,
     peerFilter: true,
     sourcePortHashing: false,
+    queues: undefined,
+    latency: "balanced",
+    offload: { tso: true, uso: true, gro: true, udpGso: true, udpGro: true },
     peers: [{
       host: "192.0.2.1",
       port: 6081,
@@ -54,6 +57,17 @@ Deno.test("parseNodeConfig() names the field, what it must be and what it is", (
     ["no peers", { ...NODE, peers: [] }, '"peers" must have at least one entry: current value is []'],
     ["port 0", { ...NODE, port: 0 }, '"port" must be an integer from 1 to 65535: current value is 0'],
     ["a fractional port", { ...NODE, port: 1.5 }, '"port" must be an integer from 1 to 65535: current value is 1.5'],
+    ["no queues", { ...NODE, queues: 0 }, '"queues" must be an integer from 1 to 64: current value is 0'],
+    [
+      "an unknown latency",
+      { ...NODE, latency: "none" },
+      '"latency" must be "low", "balanced" or "idle": current value is "none"',
+    ],
+    [
+      "an offload that is neither on nor off",
+      { ...NODE, offload: { tso: "on" } },
+      '"offload.tso" must be true or false: current value is "on"',
+    ],
     ["equal ports", { ...NODE, port: 6082 }, '"controlPort" must differ from "port"'],
     [
       "a short rekey interval",

@@ -12,7 +12,10 @@ export interface DatapathRunOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** What moved between the two ends, outside of the engine. All counted since the start. */
+/**
+ * What moved between the two ends, outside of the engine. All counted since the start. Packets and datagrams are those that
+ * the engine sees: what passes an end in one piece, to be cut or merged, counts as all that it is.
+ */
 export interface EndCounters {
   /** Packets read from the device. */
   readonly deviceReadPackets: number;
@@ -30,6 +33,14 @@ export interface EndCounters {
   readonly portFallbacks: number;
   /** Datagrams larger than any that the protocol knows; dropped. */
   readonly underlayTruncated: number;
+  /** Pieces in which the packets were read from the device; fewer than the packets where it offloads. */
+  readonly deviceReads: number;
+  /** Pieces in which packets were written to the device, those that it refused included. */
+  readonly deviceWrites: number;
+  /** Pieces in which the datagrams were sent. */
+  readonly underlaySends: number;
+  /** Pieces in which the datagrams were received. */
+  readonly underlayReceives: number;
 }
 
 /** A datapath's counters at one moment. */

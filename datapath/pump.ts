@@ -4,7 +4,7 @@
  * @module
  */
 
-import { NativePump } from "../native/pump.ts";
+import { type Latency, NativePump, type PumpNotice } from "../native/pump.ts";
 import type { EndCounters } from "./datapath.ts";
 import type { NativeDevice } from "./device.ts";
 import type { Engine } from "./engine.ts";
@@ -30,6 +30,10 @@ export const NO_END_COUNTERS: EndCounters = {
   underlaySendErrors: 0,
   portFallbacks: 0,
   underlayTruncated: 0,
+  deviceReads: 0,
+  deviceWrites: 0,
+  underlaySends: 0,
+  underlayReceives: 0,
 };
 
 /** Native threads between native ends: packets do not enter JavaScript. */
@@ -37,13 +41,23 @@ export class ThreadPump implements Pump {
   readonly #device: NativeDevice;
   readonly #underlay: NativeUnderlay;
   readonly #engine: Engine;
+  readonly #latency: Latency | undefined;
+  readonly #onNotice: ((notice: PumpNotice) => void) | undefined;
   #native: NativePump | undefined;
   #lastCounters = NO_END_COUNTERS;
 
-  constructor(parts: { readonly device: NativeDevice; readonly underlay: NativeUnderlay; readonly engine: Engine }) {
+  constructor(parts: {
+    readonly device: NativeDevice;
+    readonly underlay: NativeUnderlay;
+    readonly engine: Engine;
+    readonly latency?: Latency | undefined;
+    readonly onNotice?: ((notice: PumpNotice) => void) | undefined;
+  }) {
     this.#device = parts.device;
     this.#underlay = parts.underlay;
     this.#engine = parts.engine;
+    this.#latency = parts.latency;
+    this.#onNotice = parts.onNotice;
   }
 
   async run(signal: AbortSignal): Promise<void> {
@@ -56,6 +70,8 @@ export class ThreadPump implements Pump {
         engine: this.#engine.native,
         tun: this.#device.native,
         udp: this.#underlay.native,
+        latency: this.#latency,
+        onNotice: this.#onNotice,
       });
       this.#native = native;
       try {

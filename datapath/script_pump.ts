@@ -101,9 +101,20 @@ export class ScriptPump implements Pump {
   }
 
   counters(): EndCounters {
+    const counters = this.#counters;
     const { truncated, portFallbacks } = this.#underlay;
-    const underlayReceived = this.#counters.underlayReceived + truncated;
-    return { ...this.#counters, underlayReceived, underlayTruncated: truncated, portFallbacks };
+    const underlayReceived = counters.underlayReceived + truncated;
+    // Every packet is a piece of its own.
+    return {
+      ...counters,
+      underlayReceived,
+      underlayTruncated: truncated,
+      portFallbacks,
+      deviceReads: counters.deviceReadPackets,
+      deviceWrites: counters.deviceWritePackets + counters.deviceWriteErrors,
+      underlaySends: counters.underlaySent,
+      underlayReceives: underlayReceived,
+    };
   }
 
   async close(): Promise<void> {

@@ -7,6 +7,7 @@
 import { requireObject, requireType } from "../native/arguments.ts";
 import type { Clock } from "./clock.ts";
 import type { Datapath, DatapathRunOptions, DatapathStats } from "./datapath.ts";
+import type { Latency, PumpNotice } from "../native/pump.ts";
 import type { Device, NativeDevice } from "./device.ts";
 import { Engine } from "./engine.ts";
 import { DatapathError, toDatapathError } from "./errors.ts";
@@ -16,6 +17,18 @@ import { TunDevice, type TunDeviceOptions } from "./tun_device.ts";
 import { UdpUnderlay, type UdpUnderlayOptions } from "./udp_underlay.ts";
 import type { NativeUnderlay, Underlay } from "./underlay.ts";
 
+export type { Latency } from "../native/pump.ts";
+
+/** The kernel would not do for one socket what it was found able to do. The datapath goes on without, and nothing is lost. */
+export interface OffloadRefused {
+  /** What it would not do: cut a run of datagrams that is sent in one call. */
+  readonly offload: "udp-gso";
+  /** The socket's address and port. */
+  readonly local: string;
+  /** What the kernel said. */
+  readonly reason: string;
+}
+
 /** What a {@linkcode TunDatapath} between native ends is made of. */
 export interface TunDatapathOptions {
   /** The inner side, or what to make it of. It belongs to the datapath from `open` on. */
@@ -24,6 +37,13 @@ export interface TunDatapathOptions {
   readonly underlay: NativeUnderlay | UdpUnderlayOptions;
   /** The engine, with bare IP packets inside and UDP outside. It stays its owner's, who closes it after the datapath. */
   readonly engine: Engine;
+  /**
+   * How much processor time the threads give for answering sooner, by looking again before they sleep: up to a millisecond
+   * after each packet, up to 60 µs, or not at all. @default "balanced"
+   */
+  readonly latency?: Latency | undefined;
+  /** Hears of each socket for which the kernel refuses an offload, once. What it throws is an uncaught error. @default none */
+  readonly onOffloadRefused?: ((refused: OffloadRefused) => void) | undefined;
 }
 
 /** What a {@linkcode TunDatapath} between two given ends is made of. At least one of them is written in TypeScript. */
@@ -150,7 +170,7 @@ export class TunDatapath<D extends Device = NativeDevice, U extends Underlay = N
     if ("kind" in deviceOption) parts.adopt(deviceOption, (device) => device.close());
     const device = "kind" in deviceOption ? deviceOption : parts.use(TunDevice.open(deviceOption));
     const underlay = "kind" in underlayOption ? underlayOption : parts.use(UdpUnderlay.open(underlayOption));
-    const pump = pumpFor({ device, underlay, engine, clock: "clock" in options ? options.clock : undefined });
+    const pump = pumpFor(device, underlay, options);
     parts.move();
     return new TunDatapath(device, underlay, engine, pump);
   }
@@ -201,19 +221,23 @@ export class TunDatapath<D extends Device = NativeDevice, U extends Underlay = N
 }
 
 /** What moves packets between two ends of these kinds. */
-function pumpFor(parts: {
-  readonly device: Device;
-  readonly underlay: Underlay;
-  readonly engine: Engine;
-  readonly clock: Clock | undefined;
-}): Pump {
-  const { device, underlay, engine, clock } = parts;
-  if (device.kind !== "script" && underlay.kind !== "script") return new ThreadPump({ device, underlay, engine });
+function pumpFor(
+  device: Device,
+  underlay: Underlay,
+  options: TunDatapathOptions | TunDatapathEnds<Device, Underlay>,
+): Pump {
+  const { engine } = options;
+  if (device.kind !== "script" && underlay.kind !== "script") {
+    const { latency, onOffloadRefused = () => {} } = options as TunDatapathOptions;
+    const onNotice = ({ local, message }: PumpNotice) =>
+      onOffloadRefused({ offload: "udp-gso", local, reason: message });
+    return new ThreadPump({ device, underlay, engine, latency, onNotice });
+  }
   if ((device.kind !== "script" || underlay.kind !== "script") && engine.obstacle !== undefined) {
     throw new DatapathError(`Cannot move packets of a native end through the engine as ${engine.obstacle}`, {
       code: "wrong-state",
       operation: "open the tun datapath",
     });
   }
-  return new ScriptPump({ device, underlay, engine, clock });
+  return new ScriptPump({ device, underlay, engine, clock: "clock" in options ? options.clock : undefined });
 }

@@ -5,8 +5,10 @@
  */
 
 import { type Library, libraryOf } from "../native/library.ts";
-import { NativeTun } from "../native/tun.ts";
+import { NativeTun, type TunOffload } from "../native/tun.ts";
 import { guarded } from "./errors.ts";
+
+export type { TunOffload } from "../native/tun.ts";
 
 /** What a {@linkcode TunDevice} is made of. */
 export interface TunDeviceOptions {
@@ -18,6 +20,10 @@ export interface TunDeviceOptions {
   readonly mtuBytes?: number | undefined;
   /** Addresses with prefix length, such as `10.9.0.1/24`. @default none */
   readonly addresses?: readonly string[] | undefined;
+  /** Queues over which the kernel spreads the flows, each with a thread of its own; the underlay needs as many sockets. @default 1 */
+  readonly queues?: number | undefined;
+  /** What passes the device in one piece, where the kernel can. @default everything */
+  readonly offload?: Partial<TunOffload> | undefined;
 }
 
 /**
@@ -35,13 +41,19 @@ export class TunDevice implements AsyncDisposable {
   readonly index: number;
   /** The largest packet, in bytes. */
   readonly mtuBytes: number;
+  /** Queues. */
+  readonly queues: number;
+  /** What passes in one piece: what was asked for, as far as the kernel can. */
+  readonly offload: TunOffload;
   readonly #native: NativeTun;
 
   private constructor(native: NativeTun) {
-    const { name, index, mtu } = native.info();
+    const { name, index, mtu, queues, offload } = native.info();
     this.name = name;
     this.index = index;
     this.mtuBytes = mtu;
+    this.queues = queues;
+    this.offload = offload;
     this.#native = native;
   }
 
@@ -55,10 +67,10 @@ export class TunDevice implements AsyncDisposable {
    */
   static open(options: TunDeviceOptions): TunDevice {
     const library = libraryOf(options, "open a TUN device");
-    const { name = "icx0", mtuBytes = 1392, addresses = [] } = options;
+    const { name = "icx0", mtuBytes = 1392, addresses = [], queues, offload } = options;
     return guarded(
       `open the TUN device "${name}"`,
-      () => new TunDevice(NativeTun.open(library, { name, mtu: mtuBytes, addresses })),
+      () => new TunDevice(NativeTun.open(library, { name, mtu: mtuBytes, addresses, queues, offload })),
     );
   }
 

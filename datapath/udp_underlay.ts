@@ -5,8 +5,10 @@
  */
 
 import { type Library, libraryOf } from "../native/library.ts";
-import { NativeUdp } from "../native/udp.ts";
+import { NativeUdp, type UdpOffload } from "../native/udp.ts";
 import { guarded } from "./errors.ts";
+
+export type { UdpOffload } from "../native/udp.ts";
 
 /** What a {@linkcode UdpUnderlay} is made of. */
 export interface UdpUnderlayOptions {
@@ -20,6 +22,10 @@ export interface UdpUnderlayOptions {
   readonly family?: "ipv4" | "ipv6" | "dual" | undefined;
   /** Whether a datagram may leave from a port that follows its inner flow; the engine decides. @default false */
   readonly sourcePortHashing?: boolean | undefined;
+  /** Receiving sockets that share the port: as many as the device has queues. @default 1 */
+  readonly sockets?: number | undefined;
+  /** What the kernel does for many datagrams at once, where it can. @default everything */
+  readonly offload?: Partial<UdpOffload> | undefined;
 }
 
 /**
@@ -34,12 +40,15 @@ export class UdpUnderlay implements AsyncDisposable {
   readonly localAddress: string;
   /** The bound port. */
   readonly port: number;
+  /** What the kernel does for many datagrams at once: what was asked for, as far as it can. */
+  readonly offload: UdpOffload;
   readonly #native: NativeUdp;
 
   private constructor(native: NativeUdp) {
-    const { localAddress, port } = native.info();
+    const { localAddress, port, offload } = native.info();
     this.localAddress = localAddress;
     this.port = port;
+    this.offload = offload;
     this.#native = native;
   }
 
@@ -52,12 +61,13 @@ export class UdpUnderlay implements AsyncDisposable {
    */
   static open(options: UdpUnderlayOptions): UdpUnderlay {
     const library = libraryOf(options, "open UDP sockets");
-    const { localAddress, port = 6081, sourcePortHashing = false } = options;
+    const { localAddress, port = 6081, sourcePortHashing = false, sockets, offload } = options;
     const family = options.family ??
       (localAddress === undefined ? "dual" : String(localAddress).includes(":") ? "ipv6" : "ipv4");
     return guarded(
       `bind UDP port ${port}`,
-      () => new UdpUnderlay(NativeUdp.open(library, { localAddress, port, family, sourcePortHashing })),
+      () =>
+        new UdpUnderlay(NativeUdp.open(library, { localAddress, port, family, sourcePortHashing, sockets, offload })),
     );
   }
 

@@ -13,6 +13,7 @@ export const EVENT_KIND = {
   pumpEnded: 1,
   readable: 2,
   writable: 3,
+  pumpNotice: 4,
   sessionUp: 10,
   sessionLost: 11,
   dialFailed: 12,

@@ -21,6 +21,25 @@ export interface PumpOptions {
   readonly tun: NativeTun;
   /** The sockets. The pump takes them over. */
   readonly udp: NativeUdp;
+  /** How long threads look for more before they sleep. @default "balanced" */
+  readonly latency?: Latency | undefined;
+  /** Hears what the pump has to tell while it runs. What it throws is an uncaught error of the process. @default none */
+  readonly onNotice?: ((notice: PumpNotice) => void) | undefined;
+}
+
+/** How much processor time the threads of a pump give for answering sooner. */
+export type Latency = "low" | "balanced" | "idle";
+
+/** What a pump tells while it runs. */
+export interface PumpNotice {
+  /** The kernel would not cut datagrams that were sent from one socket, which sends them one by one from then on. */
+  readonly notice: "segmentation-refused";
+  /** The socket's address and port. */
+  readonly local: string;
+  /** What the kernel said. */
+  readonly message: string;
+  /** Its error number. */
+  readonly errno: number | null;
 }
 
 /** What a pump has moved since its start. */
@@ -41,6 +60,14 @@ export interface PumpCounters {
   readonly portFallbacks: number;
   /** Datagrams that were longer than any that can be sent. */
   readonly underlayTruncated: number;
+  /** Reads from the device, each of one packet or of one that is yet to be cut. */
+  readonly deviceReads: number;
+  /** Writes to the device, each of one packet or of several merged. */
+  readonly deviceWrites: number;
+  /** Messages sent, each of one datagram or of several. */
+  readonly underlaySends: number;
+  /** Messages received, each of one datagram or of several. */
+  readonly underlayReceives: number;
 }
 
 /** Order of the counters in the C interface; a test compares it with `icx_pump_counter_names`. */
@@ -53,6 +80,10 @@ export const PUMP_COUNTERS = [
   "underlaySendErrors",
   "portFallbacks",
   "underlayTruncated",
+  "deviceReads",
+  "deviceWrites",
+  "underlaySends",
+  "underlayReceives",
 ] as const;
 
 /** A running pump. */
@@ -66,9 +97,11 @@ export class NativePump extends AsyncHandle {
   readonly #ended = Promise.withResolvers<void>();
   readonly #values = new BigUint64Array(PUMP_COUNTERS.length);
   readonly #unsubscribe: () => void;
+  readonly #onNotice: ((notice: PumpNotice) => void) | undefined;
 
-  private constructor(library: Library, id: number) {
+  private constructor(library: Library, id: number, onNotice: ((notice: PumpNotice) => void) | undefined) {
     super(library, id);
+    this.#onNotice = onNotice;
     this.ended = this.#ended.promise;
     this.ended.catch(() => {});
     this.#unsubscribe = library.events.subscribe(id, {
@@ -81,19 +114,20 @@ export class NativePump extends AsyncHandle {
    * Starts the threads.
    *
    * @throws {NativeError} `ESTATE` for an engine that cannot move real traffic over UDP; device and sockets stay their owner's then. `ESYS` when
-   * there are no threads to be had; they are closed then.
+   * there are no threads to be had, or the device has another number of queues than the underlay sockets; they are closed
+   * then.
    */
   static start(options: PumpOptions): NativePump {
     const operation = "icx_pump_start";
-    const { engine, tun, udp } = options;
+    const { engine, tun, udp, latency, onNotice } = options;
     const { library } = engine;
     const { symbols } = library;
     const ids = { engine: engine.unsafeId(operation), tun: tun.unsafeId(operation), udp: udp.unsafeId(operation) };
     try {
-      const id = callJson(symbols, operation, ids, (...text) => symbols.icx_pump_start(...text));
+      const id = callJson(symbols, operation, { ...ids, latency }, (...text) => symbols.icx_pump_start(...text));
       tun.releaseToPump();
       udp.releaseToPump();
-      return new NativePump(library, id);
+      return new NativePump(library, id, onNotice);
     } catch (error) {
       // Where the start failed late, both are gone.
       if (tun.state === "open" && symbols.icx_tun_info(ids.tun, null, 0) === BAD_HANDLE) tun.releaseToPump();
@@ -127,6 +161,7 @@ export class NativePump extends AsyncHandle {
   }
 
   #take(event: NativeEvent): void {
+    if (event.kind === EVENT_KIND.pumpNotice) this.#onNotice?.(event.payload as PumpNotice);
     if (event.kind !== EVENT_KIND.pumpEnded) return;
     const { message, operation, errno } = event.payload as {
       readonly message: string;

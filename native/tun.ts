@@ -8,6 +8,16 @@ import type { Library } from "./library.ts";
 import { type Buffer, callJson, queryJson } from "./marshal.ts";
 import { type Moved, PacketHandle } from "./packet_handle.ts";
 
+/** What passes between the kernel and the device's reader in one piece. */
+export interface TunOffload {
+  /** The kernel hands TCP over uncut. */
+  readonly tso: boolean;
+  /** The kernel hands UDP over uncut, of senders that give it many datagrams at once. */
+  readonly uso: boolean;
+  /** The kernel is handed TCP, and UDP where it knows `uso`, merged. */
+  readonly gro: boolean;
+}
+
 /** What {@linkcode NativeTun.open} takes. */
 export interface TunOptions {
   /** The interface's name, 1 to 15 bytes. */
@@ -16,6 +26,10 @@ export interface TunOptions {
   readonly mtu: number;
   /** Addresses with prefix length, such as `10.9.0.1/24`. */
   readonly addresses: readonly string[];
+  /** Queues, and with them threads of the pump, 1 to 256. @default 1 */
+  readonly queues?: number | undefined;
+  /** What to offload, where the kernel can. @default everything */
+  readonly offload?: Partial<TunOffload> | undefined;
 }
 
 /** A TUN device as it was made. */
@@ -26,6 +40,10 @@ export interface TunInfo {
   readonly index: number;
   /** The largest packet in bytes. */
   readonly mtu: number;
+  /** Queues. */
+  readonly queues: number;
+  /** What is offloaded. */
+  readonly offload: TunOffload;
 }
 
 /** A TUN device. It goes away when it is closed, or with the pump that has taken it over. */

@@ -8,6 +8,14 @@ import type { Library } from "./library.ts";
 import { type Buffer, callJson, queryJson } from "./marshal.ts";
 import { type Moved, PacketHandle } from "./packet_handle.ts";
 
+/** What the kernel does for many datagrams at once. */
+export interface UdpOffload {
+  /** It cuts a run of datagrams that is sent in one call. */
+  readonly segment: boolean;
+  /** It hands datagrams of one sender over in one call. */
+  readonly merge: boolean;
+}
+
 /** What {@linkcode NativeUdp.open} takes. */
 export interface UdpOptions {
   /** The address to bind. @default all of the family */
@@ -18,6 +26,10 @@ export interface UdpOptions {
   readonly sourcePortHashing: boolean;
   /** The IP versions; must include `localAddress`. */
   readonly family: "ipv4" | "ipv6" | "dual";
+  /** Receiving sockets that share the port: as many as the device has queues. @default 1 */
+  readonly sockets?: number | undefined;
+  /** What to offload, where the kernel can. @default everything */
+  readonly offload?: Partial<UdpOffload> | undefined;
 }
 
 /** What the sockets are bound to. */
@@ -26,6 +38,10 @@ export interface UdpInfo {
   readonly localAddress: string;
   /** The port. */
   readonly port: number;
+  /** Receiving sockets. */
+  readonly sockets: number;
+  /** What is offloaded. */
+  readonly offload: UdpOffload;
 }
 
 /** The UDP sockets of one node's underlay. */
