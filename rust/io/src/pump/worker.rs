@@ -197,6 +197,11 @@ impl<'a> Worker<'a> {
                 continue;
             }
             let from: Option<IpAddr> = message.from.map(|from| from.ip().to_canonical());
+            if message.payload.is_empty() {
+                // In a batch of datagrams there are none of no bytes.
+                ends.engine.phy_to_virt(now, from, &[], &mut []);
+                continue;
+            }
             let mut rest = message.payload;
             loop {
                 let done = ends.engine.open_batch(now, from, rest, message.stride, opened);
