@@ -18,6 +18,8 @@ privileged("the conformance suite passes over a TUN device", async () => {
     await namespace.ok(["ip", "link", "set", "lo", "up"]);
     // Devices announce themselves over IPv6, which would come among the packets that are counted.
     await namespace.ok(["sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6"]);
+    // Every datagram is to be seen by itself.
+    await namespace.ok(["ethtool", "-K", "lo", "tx-udp-segmentation", "off"]);
     const capture = namespace.start(["tcpdump", "-i", "lo", "-nn", "-v", "-l", "udp src port 6081"]);
     await capture.until("tcpdump listens", 30_000, () => capture.stderr.includes("listening on") || undefined);
     const { code, stdout, stderr } = await namespace.run([
