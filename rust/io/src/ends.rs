@@ -285,6 +285,7 @@ impl DatagramBatches {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZero;
     use std::time::Duration;
 
     use super::{Datagram, DatagramBatches, SendOutcome};
@@ -293,8 +294,8 @@ mod tests {
     use crate::readiness::{Direction, Readiness};
     use crate::sys;
     use crate::test_support::{NetNs, delete, set_up};
-    use crate::tun::{Tun, TunConfig};
-    use crate::udp::{Family, Udp, UdpConfig};
+    use crate::tun::{Tun, TunConfig, TunOffload};
+    use crate::udp::{Family, Udp, UdpConfig, UdpOffload};
 
     const LIVENESS: Duration = Duration::from_secs(20);
     const TOKEN: u32 = 5;
@@ -312,9 +313,16 @@ mod tests {
         near.run(|| {
             // What is for a neighbour that does not answer stays with its socket until that is found out.
             std::fs::write("/proc/sys/net/ipv4/neigh/under/retrans_time_ms", "100").unwrap();
-            let udp = Udp::open(UdpConfig { local: None, port: 0, family: Family::Ipv4, source_port_hashing: false })
-                .unwrap();
-            sys::set_option(udp.base(), libc::SOL_SOCKET, libc::SO_SNDBUF, 1).unwrap();
+            let udp = Udp::open(UdpConfig {
+                local: None,
+                port: 0,
+                family: Family::Ipv4,
+                source_port_hashing: false,
+                sockets: NonZero::<u16>::MIN,
+                offload: UdpOffload::default(),
+            })
+            .unwrap();
+            sys::set_option(udp.base(0), libc::SOL_SOCKET, libc::SO_SNDBUF, 1).unwrap();
             let readiness = Readiness::new().unwrap();
             let mut batches = DatagramBatches::default();
             let payload = [0; 1000];
@@ -341,39 +349,42 @@ mod tests {
     #[test]
     fn a_device_gives_and_takes_batches_until_it_is_removed() {
         let Some(namespace) = NetNs::new() else { return };
-        namespace.run(|| {
-            let addresses = vec![("10.9.0.1".parse().unwrap(), 24)];
-            let tun = Tun::open(TunConfig { name: "icx0".to_owned(), mtu: 1392, addresses }).unwrap();
-            let readiness = Readiness::new().unwrap();
-            let mut output = vec![0; 3 * super::MAX_PACKET_BYTES];
-            let read = |output: &mut [u8], capacity| {
-                let mut ranges = Vec::new();
-                tun.read_batch(output, capacity, &readiness, TOKEN, &mut |range| ranges.push(range)).map(|count| {
-                    assert_eq!(count, ranges.len());
-                    ranges
-                })
-            };
-            assert_eq!(read(&mut output, 8).unwrap(), []);
-            assert_eq!(told(&readiness, Duration::ZERO), []);
-            let host = std::net::UdpSocket::bind("10.9.0.1:9").unwrap();
-            for length in [10, 20, 30] {
-                host.send_to(&vec![7; length], "10.9.0.2:9").unwrap();
-            }
-            assert_eq!(told(&readiness, LIVENESS), [(Direction::Read, TOKEN)]);
-            assert_eq!(read(&mut output, 2).unwrap(), [0..38, 38..86]);
-            assert_eq!(output[28..38], [7; 10]);
-            assert_eq!(read(&mut output, 2).unwrap(), std::slice::from_ref(&(0..58)));
-            assert_eq!(read(&mut output, 2).unwrap(), []);
+        namespace.run(|| [TunOffload::NONE, TunOffload::ALL].map(give_and_take));
+    }
 
-            assert!(tun.write_packet(&output[..58]).unwrap());
-            assert!(!tun.write_packet(&[0; 20]).unwrap(), "no IP packet");
-            set_up("icx0", false).unwrap();
-            assert!(!tun.write_packet(&output[..58]).unwrap(), "set down");
-            delete("icx0").unwrap();
-            assert_eq!(told(&readiness, LIVENESS), [(Direction::Read, TOKEN)]);
-            let removed = |error: PumpError, at| matches!(error, PumpError::DeviceRemoved { call, .. } if call == at);
-            assert!(removed(read(&mut output, 2).unwrap_err(), "read"));
-            assert!(removed(tun.write_packet(&[0x45; 20]).unwrap_err(), "write"));
-        });
+    fn give_and_take(offload: TunOffload) {
+        let addresses = vec![("10.9.0.1".parse().unwrap(), 24)];
+        let queues = NonZero::<u16>::MIN;
+        let tun = Tun::open(TunConfig { name: "icx0".to_owned(), mtu: 1392, addresses, queues, offload }).unwrap();
+        let readiness = Readiness::new().unwrap();
+        let mut output = vec![0; 3 * super::MAX_PACKET_BYTES];
+        let read = |output: &mut [u8], capacity| {
+            let mut ranges = Vec::new();
+            tun.read_batch(output, capacity, &readiness, TOKEN, &mut |range| ranges.push(range)).map(|count| {
+                assert_eq!(count, ranges.len());
+                ranges
+            })
+        };
+        assert_eq!(read(&mut output, 8).unwrap(), []);
+        assert_eq!(told(&readiness, Duration::ZERO), []);
+        let host = std::net::UdpSocket::bind("10.9.0.1:9").unwrap();
+        for length in [10, 20, 30] {
+            host.send_to(&vec![7; length], "10.9.0.2:9").unwrap();
+        }
+        assert_eq!(told(&readiness, LIVENESS), [(Direction::Read, TOKEN)]);
+        assert_eq!(read(&mut output, 2).unwrap(), [0..38, 38..86]);
+        assert_eq!(output[28..38], [7; 10]);
+        assert_eq!(read(&mut output, 2).unwrap(), std::slice::from_ref(&(0..58)));
+        assert_eq!(read(&mut output, 2).unwrap(), []);
+
+        assert!(tun.write_packet(&output[..58]).unwrap());
+        assert!(!tun.write_packet(&[0; 20]).unwrap(), "no IP packet");
+        set_up("icx0", false).unwrap();
+        assert!(!tun.write_packet(&output[..58]).unwrap(), "set down");
+        delete("icx0").unwrap();
+        assert_eq!(told(&readiness, LIVENESS), [(Direction::Read, TOKEN)]);
+        let removed = |error: PumpError, at| matches!(error, PumpError::DeviceRemoved { call, .. } if call == at);
+        assert!(removed(read(&mut output, 2).unwrap_err(), "read"));
+        assert!(removed(tun.write_packet(&[0x45; 20]).unwrap_err(), "write"));
     }
 }
