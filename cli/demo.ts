@@ -2,18 +2,17 @@
 
 import process from "node:process";
 import { fileURLToPath } from "node:url";
-import { DemoNetwork, OVERLAY, type Side, UNDERLAY } from "./demo_network.ts";
-import { DemoNode } from "./demo_node.ts";
 import { bitRate, counterTable, grouped, plot, ratesOf, rekeyDrops, size } from "./demo_report.ts";
 import type { TransferResult } from "./demo_transfer.ts";
 import { EXIT, type ExitCode } from "./exit.ts";
-import { followParent } from "./parent.ts";
+import { NamespacePair, OVERLAY, type Side, UNDERLAY } from "./namespace_pair.ts";
+import { LAUNCHER, makeIdentity, NodeProcess } from "./node_process.ts";
+import { orAborted, stoppable } from "./stoppable.ts";
 import { err, out, painter } from "./terminal.ts";
 
 const TRANSFER_MS = 4000;
 const TRANSFER_PORT = 7000;
 const SAMPLE = "250ms";
-const LAUNCHER = fileURLToPath(new URL("./icx", import.meta.url));
 const RUNTIME = fileURLToPath(new URL("../native/lib/deno", import.meta.url));
 const TRANSFER = fileURLToPath(new URL("./demo_transfer.ts", import.meta.url));
 const CONFIG = fileURLToPath(new URL("../deno.json", import.meta.url));
@@ -35,28 +34,18 @@ export async function demo(): Promise<ExitCode> {
     );
     return EXIT.permission;
   }
-  const stopped = new AbortController();
-  const onSignal = (signal: string) => stopped.abort(new Error(`stopped by ${signal}`));
-  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, onSignal);
-  await followParent();
-
-  const network = await DemoNetwork.open();
-  let result: ExitCode;
-  try {
-    const interrupted = new Promise<never>((_, reject) => {
-      stopped.signal.addEventListener("abort", () => reject(stopped.signal.reason), { once: true });
-    });
-    interrupted.catch(() => {});
-    if (stopped.signal.aborted) throw stopped.signal.reason;
-    result = await Promise.race([show(network), interrupted]);
-  } finally {
-    await network[Symbol.asyncDispose]();
-    row("cleaned up", "namespaces, devices, processes and keys are gone");
-  }
-  return result;
+  return await stoppable(async (signal) => {
+    const network = await NamespacePair.open("demo");
+    try {
+      return await orAborted(show(network), signal);
+    } finally {
+      await network[Symbol.asyncDispose]();
+      row("cleaned up", "namespaces, devices, processes and keys are gone");
+    }
+  });
 }
 
-async function show(network: DemoNetwork): Promise<ExitCode> {
+async function show(network: NamespacePair): Promise<ExitCode> {
   out(`\n${paint("bold", "icx demo")}: two nodes on this host, each in a network namespace of its own\n\n`);
   row(
     "underlay",
@@ -121,16 +110,9 @@ async function show(network: DemoNetwork): Promise<ExitCode> {
   return good ? EXIT.ok : EXIT.failure;
 }
 
-/** Makes a node's identity in the private folder and returns its public key. */
-async function makeIdentity(network: DemoNetwork, side: Side): Promise<string> {
-  const file = `${network.folder}/${side}.key`;
-  await network.run(side, LAUNCHER, "genkey", file);
-  return (await network.run(side, LAUNCHER, "pubkey", file)).trim();
-}
-
-function startNode(network: DemoNetwork, side: Side, peerKey: string): DemoNode {
+function startNode(network: NamespacePair, side: Side, peerKey: string): NodeProcess {
   const peer = UNDERLAY[side === "a" ? "b" : "a"];
-  return DemoNode.start(network, side, LAUNCHER, [
+  return NodeProcess.start(network, side, LAUNCHER, [
     ...["--identity-key", `${network.folder}/${side}.key`, "--peer-key", peerKey],
     ...["--address", `${OVERLAY[side]}/24`, "--allowed-route", "10.9.0.0/24"],
     ...["--rekey-interval", "1s", "--stats-interval", SAMPLE, "--log-format", "json", "--log-level", "debug"],
@@ -138,13 +120,13 @@ function startNode(network: DemoNetwork, side: Side, peerKey: string): DemoNode 
   ]);
 }
 
-function lastCounters(node: DemoNode): Readonly<Record<string, number>> {
+function lastCounters(node: NodeProcess): Readonly<Record<string, number>> {
   return node.samples.at(-1)?.counters ?? {};
 }
 
 /** Streams random bytes from one side to the other and returns what each of them saw. */
 async function transfer(
-  network: DemoNetwork,
+  network: NamespacePair,
   from: Side,
   to: Side,
 ): Promise<{ readonly sent: TransferResult; readonly received: TransferResult }> {

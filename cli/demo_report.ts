@@ -1,6 +1,6 @@
 /** The figures of a demo and how they are shown. */
 
-import type { Counters, Sample } from "./demo_node.ts";
+import type { Counters, Sample } from "./node_process.ts";
 import { marks, sparkline } from "./sparkline.ts";
 
 /** Received bytes between one sample and the next. */

@@ -74,6 +74,28 @@ for (const signal of ["SIGINT", "SIGTERM", "SIGKILL"] as const) {
 }
 
 Deno.test({
+  name: "a demo that starts beside another one leaves that one alone",
+  ignore,
+  async fn() {
+    const first = startDemo();
+    const ends = [first.output()];
+    const running = [first];
+    try {
+      await until(() => underWay(first.pid), "the first demo's start");
+      const second = startDemo();
+      running.push(second);
+      ends.push(second.output());
+      // It has looked for what others left behind before it makes anything itself.
+      await until(() => underWay(second.pid), "the second demo's start");
+      ok(await underWay(first.pid), "the first demo has lost its namespaces");
+    } finally {
+      for (const demo of running) demo.kill("SIGINT");
+      await Promise.all(ends);
+    }
+  },
+});
+
+Deno.test({
   name: "a demo whose parent is killed ends and leaves nothing behind",
   ignore,
   async fn() {

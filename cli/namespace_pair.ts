@@ -1,21 +1,30 @@
-/** The demo's two namespaces, the programs in them, and the janitor that removes everything whatever happens. */
+/** Two namespaces joined by a veth pair, the programs in them, and the janitor that removes everything whatever happens. */
 
 import fs from "node:fs/promises";
 import process from "node:process";
+import { readKernelFiles } from "./shell.ts";
 
 /** Which of the two nodes. */
 export type Side = "a" | "b";
+
+/** Both of them. */
+export const SIDES = ["a", "b"] as const;
 
 /** Underlay addresses of the two nodes, on a veth pair of their own. */
 export const UNDERLAY: Readonly<Record<Side, string>> = { a: "192.0.2.1", b: "192.0.2.2" };
 /** Addresses inside the tunnel. */
 export const OVERLAY: Readonly<Record<Side, string>> = { a: "10.9.0.1", b: "10.9.0.2" };
 
-const PREFIX = "icx-demo-";
+/** Name of the underlay's device on both sides. */
+export const UNDERLAY_DEVICE = "underlay";
+
+/** Which command a pair belongs to: part of every name it makes. */
+export type Owner = "demo" | "bench";
+
 const FOLDER = "/tmp";
 
 /**
- * Removes what it is told to once its standard input ends, that is when the demo is done with it or dead, however it
+ * Removes what it is told to once its standard input ends, that is when the command is done with it or dead, however it
  * died. `$1` is the private folder, the rest are namespaces. It ignores the signals that end a terminal's processes.
  */
 const JANITOR = `
@@ -51,8 +60,22 @@ export class ProgramError extends Error {
   override readonly name = "ProgramError";
 }
 
+/** How a program ended and what it wrote. */
+export interface ProgramOutcome {
+  /** The exit code, `null` when a signal ended it. */
+  readonly code: number | null;
+  /** What it wrote to standard output. */
+  readonly stdout: string;
+  /** What it wrote to standard error. */
+  readonly stderr: string;
+  /** Whether it was killed for taking too long. */
+  readonly timedOut: boolean;
+}
+
 /** A running program whose lines can be read as they come. */
 export interface Program {
+  /** Of the program itself: nothing between it and this process forks. */
+  readonly pid: number;
   /** Lines of the stream that was asked for. */
   readonly lines: AsyncIterable<string>;
   /** Resolves with the exit code when the program has ended, `null` when a signal ended it. */
@@ -61,8 +84,8 @@ export interface Program {
   stop(): void;
 }
 
-/** The two namespaces of one demo. */
-export class DemoNetwork implements AsyncDisposable {
+/** The two namespaces of one run. */
+export class NamespacePair implements AsyncDisposable {
   /** A folder that only this user can read, removed with the rest. */
   readonly folder: string;
   readonly #names: Readonly<Record<Side, string>>;
@@ -75,22 +98,35 @@ export class DemoNetwork implements AsyncDisposable {
   }
 
   /** Makes the namespaces, joined by a veth pair of MTU 1500. */
-  static async open(): Promise<DemoNetwork> {
-    await sweep();
-    const folder = await fs.mkdtemp(`${FOLDER}/${PREFIX}${process.pid}-`);
-    const names = { a: `${PREFIX}${process.pid}-a`, b: `${PREFIX}${process.pid}-b` };
-    const network = new DemoNetwork(folder, names, startJanitor(folder, Object.values(names)));
+  static async open(owner: Owner): Promise<NamespacePair> {
+    await sweep(owner);
+    const folder = await fs.mkdtemp(`${FOLDER}/icx-${owner}-${process.pid}-`);
+    const names = { a: `icx-${owner}-${process.pid}-a`, b: `icx-${owner}-${process.pid}-b` };
+    const pair = new NamespacePair(folder, names, startJanitor(folder, Object.values(names)));
     try {
       for (const name of Object.values(names)) await ip("netns", "add", name);
-      await ip("-n", names.a, "link", "add", "underlay", "type", "veth", "peer", "name", "underlay", "netns", names.b);
-      for (const side of ["a", "b"] as const) {
-        await ip("-n", names[side], "address", "add", `${UNDERLAY[side]}/24`, "dev", "underlay");
+      await ip(
+        "-n",
+        names.a,
+        "link",
+        "add",
+        UNDERLAY_DEVICE,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        UNDERLAY_DEVICE,
+        "netns",
+        names.b,
+      );
+      for (const side of SIDES) {
+        await ip("-n", names[side], "address", "add", `${UNDERLAY[side]}/24`, "dev", UNDERLAY_DEVICE);
         await ip("-n", names[side], "link", "set", "lo", "up");
-        await ip("-n", names[side], "link", "set", "underlay", "up");
+        await ip("-n", names[side], "link", "set", UNDERLAY_DEVICE, "up");
       }
-      return network;
+      return pair;
     } catch (error) {
-      await network[Symbol.asyncDispose]();
+      await pair[Symbol.asyncDispose]();
       throw error;
     }
   }
@@ -105,6 +141,37 @@ export class DemoNetwork implements AsyncDisposable {
     return await ip("netns", "exec", this.#names[side], program, ...args);
   }
 
+  /** Runs `ip` on a namespace, as in `ip -n NAME address show`, and returns its standard output. */
+  async ip(side: Side, ...args: readonly string[]): Promise<string> {
+    return await ip("-n", this.#names[side], ...args);
+  }
+
+  /** Runs a program in a namespace for so long at most, and tells how it ended, also when that was badly. */
+  async attempt(
+    side: Side,
+    program: readonly string[],
+    options: { readonly timeoutMs: number },
+  ): Promise<ProgramOutcome> {
+    const child = new Deno.Command("ip", {
+      args: ["netns", "exec", this.#names[side], ...program],
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+    let timedOut = false;
+    const timer = setTimeout(() => {
+      timedOut = true;
+      child.kill("SIGKILL");
+    }, options.timeoutMs);
+    try {
+      const { code, signal, stdout, stderr } = await child.output();
+      const decode = (bytes: Uint8Array<ArrayBuffer>) => new TextDecoder().decode(bytes);
+      return { code: signal === null ? code : null, stdout: decode(stdout), stderr: decode(stderr), timedOut };
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
   /** Starts a program in a namespace; the lines are those of the stream that is named. */
   start(side: Side, stream: "stdout" | "stderr", program: string, ...args: readonly string[]): Program {
     const child = new Deno.Command("ip", {
@@ -114,6 +181,7 @@ export class DemoNetwork implements AsyncDisposable {
       stderr: stream === "stderr" ? "piped" : "inherit",
     }).spawn();
     return {
+      pid: child.pid,
       lines: linesOf(child[stream]),
       ended: child.status.then(({ signal, code }) => signal === null ? code : null),
       stop: () => {
@@ -134,7 +202,7 @@ export class DemoNetwork implements AsyncDisposable {
 
 function startJanitor(folder: string, names: readonly string[]): { dismiss(): Promise<void> } {
   const child = new Deno.Command("/bin/sh", {
-    args: ["-c", JANITOR, "icx-demo-janitor", folder, ...names],
+    args: ["-c", JANITOR, "icx-janitor", folder, ...names],
     stdin: "piped",
     stdout: "null",
     stderr: "null",
@@ -168,32 +236,30 @@ async function* linesOf(stream: ReadableStream<Uint8Array<ArrayBuffer>>): AsyncG
   if (rest !== "") yield rest;
 }
 
-/** Removes what demos that are dead left behind, for one whose janitor was killed with it. */
-async function sweep(): Promise<void> {
+/** Removes what runs of a command that are dead left behind, for one whose janitor was killed with it. */
+async function sweep(owner: Owner): Promise<void> {
   const stale = new Map<string, { folder: string; names: string[] }>();
   const leftBy = async (pid: string | undefined): Promise<{ folder: string; names: string[] } | undefined> => {
-    if (pid === undefined || await isDemo(pid)) return undefined;
+    if (pid === undefined || await isAlive(pid, owner)) return undefined;
     const left = stale.get(pid) ?? { folder: "", names: [] };
     stale.set(pid, left);
     return left;
   };
+  const namespace = new RegExp(`^icx-${owner}-([0-9]+)-[ab]$`);
   for (const line of (await ip("netns", "list")).split("\n")) {
     const name = line.split(" ", 1)[0] ?? "";
-    (await leftBy(/^icx-demo-([0-9]+)-[ab]$/.exec(name)?.[1]))?.names.push(name);
+    (await leftBy(namespace.exec(name)?.[1]))?.names.push(name);
   }
+  const privateFolder = new RegExp(`^icx-${owner}-([0-9]+)-[A-Za-z0-9]{6}$`);
   for (const name of await fs.readdir(FOLDER)) {
-    const left = await leftBy(/^icx-demo-([0-9]+)-[A-Za-z0-9]{6}$/.exec(name)?.[1]);
+    const left = await leftBy(privateFolder.exec(name)?.[1]);
     if (left !== undefined) left.folder = `${FOLDER}/${name}`;
   }
   await Promise.all([...stale.values()].map(({ folder, names }) => startJanitor(folder, names).dismiss()));
 }
 
-/** Whether a process of that number exists and is a demo, not a later process with the same number. */
-async function isDemo(pid: string): Promise<boolean> {
-  try {
-    const args = (await fs.readFile(`/proc/${pid}/cmdline`, "utf8")).split("\0");
-    return args.includes("demo");
-  } catch {
-    return false;
-  }
+/** Whether a process of that number exists and runs that command, not a later process with the same number. */
+async function isAlive(pid: string, owner: Owner): Promise<boolean> {
+  const [commandLine] = await readKernelFiles(`/proc/${pid}/cmdline`) ?? [];
+  return commandLine?.split("\0").includes(owner) ?? false;
 }

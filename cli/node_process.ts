@@ -1,6 +1,17 @@
-/** A node of the demo: `icx up` in a namespace, read through its JSON log lines. */
+/** `icx up` in a namespace, read through its JSON log lines. */
 
-import type { DemoNetwork, Program, Side } from "./demo_network.ts";
+import { fileURLToPath } from "node:url";
+import type { NamespacePair, Program, Side } from "./namespace_pair.ts";
+
+/** Path of the launcher. */
+export const LAUNCHER: string = fileURLToPath(new URL("./icx", import.meta.url));
+
+/** Makes a node's identity in the private folder, as `a.key` or `b.key`, and returns its public key. */
+export async function makeIdentity(pair: NamespacePair, side: Side): Promise<string> {
+  const file = `${pair.folder}/${side}.key`;
+  await pair.run(side, LAUNCHER, "genkey", file);
+  return (await pair.run(side, LAUNCHER, "pubkey", file)).trim();
+}
 
 /** Counters of a node by name. */
 export type Counters = Readonly<Record<string, number>>;
@@ -20,7 +31,7 @@ interface LogLine {
 }
 
 /** Follows one node from its start to its last line. */
-export class DemoNode {
+export class NodeProcess {
   /** Every sample so far, oldest first. */
   readonly samples: Sample[] = [];
   /** When each key exchange after the first was done. */
@@ -41,8 +52,13 @@ export class DemoNode {
   }
 
   /** Starts the node; `launcher` is the path of `cli/icx`. */
-  static start(network: DemoNetwork, side: Side, launcher: string, args: readonly string[]): DemoNode {
-    return new DemoNode(side, network.start(side, "stderr", launcher, "up", ...args));
+  static start(pair: NamespacePair, side: Side, launcher: string, args: readonly string[]): NodeProcess {
+    return new NodeProcess(side, pair.start(side, "stderr", launcher, "up", ...args));
+  }
+
+  /** Of the node. */
+  get pid(): number {
+    return this.#program.pid;
   }
 
   /** Waits for the first line of an event and gives its fields. */
