@@ -69,6 +69,8 @@ async function execute(args: Arguments): Promise<ExitCode> {
       return await (await import("./up.ts")).up(args);
     case "demo":
       return await (await import("./demo.ts")).demo();
+    case "bench":
+      return await (await import("./bench.ts")).bench(args);
   }
 }
 

@@ -7,6 +7,7 @@ Usage: icx COMMAND [OPTION...]
   pubkey                      Print the public key of a private identity key.
   demo                        Show a tunnel between two network namespaces of this host (needs
                               root).
+  bench                       Measure throughput, latency and cost, beside other tunnels.
   completion                  Generate shell completion script or provide completions.
   -h, --help                  Show help information.
   --version                   Show version information.

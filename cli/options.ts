@@ -10,6 +10,7 @@ import { extractOptionNames, type Usage } from "@optique/core/usage";
 import { choice } from "@optique/core/valueparser";
 import {
   address,
+  addressWithPort,
   duration,
   type Endpoint,
   endpoint,
@@ -30,6 +31,10 @@ const LOG_FORMATS = ["text", "json"] as const;
 /** Where packets can be moved today; `auto` picks the best of them. */
 const DATAPATHS = ["auto", "tun"] as const;
 const LATENCIES = ["low", "balanced", "idle"] as const;
+/** Networks that `icx bench` makes. */
+const BENCH_NETWORKS = ["veth", "segmented"] as const;
+/** TCP and UDP port of `icx bench --listen`; the launcher has the same number. */
+const LIVE_PORT = 6083;
 
 const identityKey = option("--identity-key", nonEmpty("FILE", "the file that holds the private identity key"), {
   description: message`File with this node's private key; - reads it from standard input.`,
@@ -259,9 +264,78 @@ const demo = command(
   },
 );
 
-const cli = or(up, genkey, pubkey, demo);
+const bench = command(
+  "bench",
+  merge(
+    object({ command: constant("bench") }),
+    group(
+      "Between namespaces of this host (needs root)",
+      object({
+        contenders: multiple(option("--contender", nonEmpty("NAME[=PROGRAM]", "the name of a contender"), {
+          description:
+            message`What to measure: none (the bare wire), icx-tun, wireguard-go, boringtun, wireguard, nebula; with a program to run, or icx-tun='OPTIONS' of icx up; repeat it for more. Default: the wire, icx, and what is on the PATH.`,
+        })),
+        networks: multiple(option("--net", choice(BENCH_NETWORKS, { metavar: "KIND" }), {
+          description:
+            message`veth (large sends cross whole) or segmented (cut and merged by the devices); repeat it for both. Default: both.`,
+        })),
+        quick: option("--quick", {
+          description: message`A shorter list of measurements, one round of a second each, veth only.`,
+        }),
+      }),
+    ),
+    group(
+      "Through a tunnel that is up",
+      object({
+        to: optional(option("--to", addressWithPort(LIVE_PORT), {
+          description: message`Measure to the node with this address, on which icx bench --listen runs.`,
+        })),
+        listen: optional(option("--listen", addressWithPort(LIVE_PORT), {
+          description: message`Be the other end: answer on this address of the tunnel's device until Ctrl-C.`,
+        })),
+      }),
+    ),
+    group(
+      "How long",
+      object({
+        rounds: optional(option("--rounds", whole("COUNT", 1, 99), {
+          description: message`How often to measure everything; medians count. Default: 3.`,
+        })),
+        seconds: optional(option("--seconds", whole("SECONDS", 1, 60), {
+          description: message`Time for each measurement of a rate. Default: 4.`,
+        })),
+      }),
+    ),
+    group(
+      "Output",
+      object({
+        json: optional(option("--json", nonEmpty("FILE", "a file name"), {
+          description: message`Write the report as JSON to this file.`,
+        })),
+        html: optional(option("--html", nonEmpty("FILE", "a file name"), {
+          description: message`Write the report as one HTML page with charts to this file.`,
+        })),
+      }),
+    ),
+  ),
+  {
+    brief: message`Measure throughput, latency and cost, beside other tunnels.`,
+    description:
+      message`Runs icx and other tunnels in turn between two network namespaces of this host and measures TCP in flows, directions and segment sizes, datagrams, round trips idle and under load, processor time and memory. Prints medians; progress goes to standard error. With --to it measures a tunnel that is up, and needs nothing else installed.`,
+    usageLine: [{ type: "literal", value: "[OPTION...]" }],
+    footer: message`Examples:${lineBreak()}  ${commandLine("sudo cli/icx bench --html bench.html")}${lineBreak()}  ${
+      commandLine("sudo cli/icx bench --quick --contender icx-tun --contender wireguard-go=PATH")
+    }${lineBreak()}  ${commandLine("icx bench --listen 10.9.0.2")}${lineBreak()}  ${
+      commandLine("icx bench --to 10.9.0.2")
+    }`,
+  },
+);
 
-const PARSERS: ReadonlyMap<string, { readonly usage: Usage }> = new Map(Object.entries({ up, genkey, pubkey, demo }));
+const cli = or(up, genkey, pubkey, demo, bench);
+
+const PARSERS: ReadonlyMap<string, { readonly usage: Usage }> = new Map(
+  Object.entries({ up, genkey, pubkey, demo, bench }),
+);
 
 /** Arguments of `icx up`, one field per option. */
 export interface UpArguments {
@@ -313,15 +387,29 @@ export interface DemoArguments {
   readonly command: "demo";
 }
 
+/** Arguments of `icx bench`. */
+export interface BenchArguments {
+  readonly command: "bench";
+  readonly contenders: readonly string[];
+  readonly networks: readonly (typeof BENCH_NETWORKS[number])[];
+  readonly quick: boolean;
+  readonly to: Endpoint | undefined;
+  readonly listen: Endpoint | undefined;
+  readonly rounds: number | undefined;
+  readonly seconds: number | undefined;
+  readonly json: string | undefined;
+  readonly html: string | undefined;
+}
+
 /** A parsed command line. */
-export type Arguments = UpArguments | GenkeyArguments | PubkeyArguments | DemoArguments;
+export type Arguments = UpArguments | GenkeyArguments | PubkeyArguments | DemoArguments | BenchArguments;
 
 /** Parses a command line; help, version and errors go through the callbacks in `options`, which must not return. */
 export function parseArguments(args: readonly string[], options: RunOptions<never, never>): Arguments {
   return runParser(cli, "icx", withDefaultCommand(args), options);
 }
 
-const COMMANDS = new Set(["up", "genkey", "pubkey", "demo", "completion"]);
+const COMMANDS = new Set(["up", "genkey", "pubkey", "demo", "bench", "completion"]);
 
 /** The command that is asked for, as far as it can be told; `up` where it is left out. */
 export function commandOf(args: readonly string[]): string | undefined {

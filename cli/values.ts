@@ -1,5 +1,6 @@
 /** Parsers of single values on the command line: each says what was given and what is allowed. */
 
+import { isIP } from "node:net";
 import type { NonEmptyString } from "@optique/core/nonempty";
 import { type Message, message, text, value } from "@optique/core/message";
 import type { ValueParser } from "@optique/core/valueparser";
@@ -163,6 +164,22 @@ export function endpoint(): ValueParser<"sync", Endpoint> {
 /** Writes an endpoint as it is given on the command line. */
 export function formatEndpoint({ host, port }: Endpoint): string {
   return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
+}
+
+/** An IP address, or `address:port` with IPv6 in brackets; the port is `defaultPort` where it is left out. */
+export function addressWithPort(defaultPort: number): ValueParser<"sync", Endpoint> {
+  return valueParser<Endpoint>({
+    metavar: "ADDRESS[:PORT]",
+    placeholder: { host: "::1", port: defaultPort },
+    allowed: "an IP address, with or without a port, such as 10.9.0.2, 10.9.0.2:7000, fd00::2 or [fd00::2]:7000",
+    parse: (input) => {
+      const parts = /^(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::([0-9]{1,5}))?$/.exec(input);
+      const host = parts?.[1] ?? parts?.[2] ?? input;
+      const port = Number(parts?.[3] ?? defaultPort);
+      return isIP(host) !== 0 && port >= 1 && port <= 65535 ? { host, port } : undefined;
+    },
+    format: formatEndpoint,
+  });
 }
 
 /** An allowed route: inner prefixes as seen from this node. */

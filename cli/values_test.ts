@@ -1,5 +1,14 @@
 import { deepStrictEqual, ok, strictEqual } from "node:assert/strict";
-import { endpoint, formatDuration, formatEndpoint, offloads, parseDuration, queues, route } from "./values.ts";
+import {
+  addressWithPort,
+  endpoint,
+  formatDuration,
+  formatEndpoint,
+  offloads,
+  parseDuration,
+  queues,
+  route,
+} from "./values.ts";
 
 Deno.test("durations are read in milliseconds and written in their largest whole unit", () => {
   const rows = [
@@ -63,4 +72,22 @@ Deno.test("queues are a number or left to the node", () => {
     deepStrictEqual(result.value, { count });
   }
   for (const text of ["", "0", "65", "1.5", "-1", "many"]) ok(!queues().parse(text).success, text);
+});
+
+Deno.test("addresses to measure to may leave out the port, and need no brackets then", () => {
+  const rows = [
+    ["10.9.0.2", "10.9.0.2", 6083],
+    ["10.9.0.2:7000", "10.9.0.2", 7000],
+    ["fd00::2", "fd00::2", 6083],
+    ["[fd00::2]", "fd00::2", 6083],
+    ["[fd00::2]:7000", "fd00::2", 7000],
+  ] as const;
+  for (const [text, host, port] of rows) {
+    const result = addressWithPort(6083).parse(text);
+    ok(result.success, text);
+    deepStrictEqual(result.value, { host, port });
+  }
+  for (const text of ["", "peer", "10.9.0", "10.9.0.2:", "10.9.0.2:0", "10.9.0.2:65536", "fd00::2:x", "[10.9.0]:1"]) {
+    ok(!addressWithPort(6083).parse(text).success, text);
+  }
 });

@@ -143,6 +143,22 @@ const ROWS: readonly ErrorRow[] = [
     says: ["{}/full/new.key", "No space left", "free some space"],
   },
   { name: "the demo without root", args: ["demo"], script: NOBODY, code: 4, says: ["needs root", "sudo cli/icx demo"] },
+  {
+    name: "bench without root",
+    args: ["bench", "--contender", "none"],
+    script: NOBODY,
+    code: 4,
+    says: ["needs root", "icx bench --to ADDRESS"],
+  },
+  {
+    name: "bench without the programs that measure",
+    args: ["bench", "--net", "veth", "--contender", "none"],
+    script:
+      'set -- {} "$@"; mkdir "$1/bin" && for name in timeout readlink sed; do ln -s "$(command -v $name)" "$1/bin"; done; ' +
+      'folder=$1; shift; PATH=$folder/bin "$@"; code=$?; rm -r "$folder/bin"; exit $code',
+    code: 1,
+    says: ["iperf3, ping, perl", "not installed", "apt-get install iperf3 iputils-ping perl-base"],
+  },
 ];
 
 privileged("each mistake of a run is told in one line, and leaves neither device nor socket nor file", async () => {
