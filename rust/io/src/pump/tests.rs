@@ -358,6 +358,76 @@ fn with_and_without_each_offload_everything_arrives_and_every_packet_is_counted(
 }
 
 #[test]
+fn eight_workers_keep_every_flow_in_order_and_use_no_counter_twice() {
+    const FLOWS: u16 = 24;
+    const DATAGRAMS: u32 = 4000;
+    let Some(nodes) = connected_pair(Options { queues: 8, hashing: true, ..Options::default() }) else { return };
+    echo(&nodes, overlay_v4, b"before");
+    let bound = |number: usize, port| {
+        nodes[number].namespace.run(|| {
+            let socket = UdpSocket::bind((overlay_v4(number), port)).unwrap();
+            socket.connect((overlay_v4(1 - number), port)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            socket
+        })
+    };
+    let flows: Vec<[UdpSocket; 2]> = (7000..7000 + FLOWS).map(|port| [bound(0, port), bound(1, port)]).collect();
+    // From the first answer on, a flow stays on its queue.
+    for [near, far] in &flows {
+        eventually("both directions have begun", || {
+            near.send(&[]).is_ok() && far.recv(&mut [0]).is_ok() && far.send(&[]).is_ok() && near.recv(&mut [0]).is_ok()
+        });
+    }
+    let sent_and_received = |socket: &UdpSocket| {
+        thread::scope(|scope| {
+            let received = scope.spawn(|| {
+                let (mut count, mut last) = (0, 0);
+                let mut number = [0; 4];
+                while let Ok(length) = socket.recv(&mut number) {
+                    // Others are left from the beginning.
+                    if length == 4 {
+                        let next = u32::from_ne_bytes(number);
+                        assert!(next > last, "{next} came after {last}");
+                        (count, last) = (count + 1, next);
+                    }
+                }
+                count
+            });
+            for number in 1..=DATAGRAMS {
+                socket.send(&number.to_ne_bytes()).unwrap();
+                if number % 32 == 0 {
+                    // No faster than the devices take it, more or less.
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+            received.join().unwrap()
+        })
+    };
+    let received: u32 = thread::scope(|scope| {
+        let ends: Vec<_> = flows.iter().flatten().map(|socket| scope.spawn(|| sent_and_received(socket))).collect();
+        ends.into_iter().map(|end| end.join().unwrap()).sum()
+    });
+    // A device may drop what it has no room for; most of it comes.
+    // A device may drop what it has no room for; a good part comes.
+    assert!(received > u32::from(FLOWS) * DATAGRAMS / 10, "{received}");
+    stop_and_add_up(&nodes);
+    for node in &nodes {
+        let worked = node.pump.control.counters.iter().filter(|worker| {
+            let mut counters = PumpCounters::default();
+            worker.add_to(&mut counters);
+            counters.device_read_packets > 0 && counters.underlay_received > 0
+        });
+        assert!(worked.count() >= 4, "flows are spread: {:?}", node.pump.control.counters);
+        assert_eq!(node.pump.counters().device_write_errors, 0);
+        let network = node.engine.network_counters(vni()).unwrap();
+        // Where there are more workers than processors some datagrams come too late for the replay window, and are counted there.
+        assert_eq!((network.get("rx_auth_failed"), network.get("rx_malformed")), (Some(0), Some(0)));
+        let sealed = node.engine.sa_status(clock::now(), vni()).unwrap().tx.unwrap().sealed;
+        assert_eq!(Some(sealed), network.get("tx_packets"), "each counter value was used once");
+    }
+}
+
+#[test]
 fn where_the_kernel_refuses_to_cut_everything_arrives_and_the_pump_tells_once() {
     let refuse = |ends: &Ends| {
         // The kernel cuts nothing for a socket without checksums (`udp_send_skb` in net/ipv4/udp.c).

@@ -350,7 +350,8 @@ impl Port<'_> {
     fn queue_of(&self, packet: &[u8]) -> usize {
         match self.ends.tun.queues() {
             1 => 0,
-            queues => usize::from(flow_hash(0, packet)) % queues,
+            // The upper bits, which are the better mixed ones.
+            queues => usize::from(flow_hash(0, packet)) * queues >> u16::BITS,
         }
     }
 

@@ -13,6 +13,9 @@ use crate::wire::inner::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 /// The largest packet that grows, by the length field of IPv4.
 const MAX_PACKET_LEN: usize = 65_535;
 
+/// How many datagrams the kernel takes in one packet: `UDP_MAX_SEGMENTS` of Linux before 6.9, 128 since. More are refused.
+const MAX_UDP_SEGMENTS: u32 = 64;
+
 /// Packets that wait for the device at most.
 const MAX_PACKETS: usize = 512;
 
@@ -180,6 +183,7 @@ impl Coalescer {
             && (flags & !PSH, sequence, id) == (growing.flags, growing.sequence, growing.id)
             && payload <= growing.size
             && merged <= MAX_PACKET_LEN
+            && (headers.transport == Transport::Tcp || place.segments < MAX_UDP_SEGMENTS)
             && differ_only_where_segments_do(&headers, &self.buffer[start..], head);
         if !continues {
             return false;

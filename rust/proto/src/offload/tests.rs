@@ -487,6 +487,14 @@ fn nothing_grows_beyond_what_a_length_field_can_say() {
 }
 
 #[test]
+fn datagrams_merge_as_many_as_the_kernel_takes() {
+    let packet = Packet::udp(vec![7; 150 * 4]);
+    let segments: Vec<_> = packet.segments(4).iter().map(Packet::bytes).collect();
+    let merged = merge(&mut Coalescer::new(options(true, true, true)), &segments);
+    assert_eq!(merged.iter().map(|(_, _, segments)| *segments).collect::<Vec<_>>(), [64, 64, 22]);
+}
+
+#[test]
 fn a_contradiction_is_malformed() {
     let whole = Packet::tcp(vec![1; 3000]);
     let (header, packet) = whole.offloaded(1000);
