@@ -351,7 +351,7 @@ impl Port<'_> {
         match self.ends.tun.queues() {
             1 => 0,
             // The upper bits, which are the better mixed ones.
-            queues => usize::from(flow_hash(0, packet)) * queues >> u16::BITS,
+            queues => (usize::from(flow_hash(0, packet)) * queues) >> u16::BITS,
         }
     }
 
