@@ -27,12 +27,17 @@ export interface Attack {
 export async function capture(lab: Lab): Promise<string> {
   const file = join(lab.directory, "wire.pcap");
   const filter = "udp port 6081 and greater 100";
+  // Every datagram by itself, not as many as one send has of them.
+  for (const host of [lab.a, lab.b]) {
+    await host.ok(["ethtool", "-K", "phy", "tx-udp-segmentation", "off"]);
+  }
   const tcpdump = lab.spawn(lab.b, ["tcpdump", "-U", "-n", "-i", "phy", "-c", "400", "-w", file, filter]);
   await tcpdump.until("tcpdump listens", 10_000, () => /listening on/.test(tcpdump.stderr) || undefined);
   for (const size of ["56", "500", "1364"]) {
     await lab.a.ok(["ping", "-q", "-c", "70", "-i", "0.002", "-W", "2", "-s", size, lab.b.inner4]);
   }
   assert.equal((await tcpdump.ended).code, 0);
+  for (const host of [lab.a, lab.b]) await host.ok(["ethtool", "-K", "phy", "tx-udp-segmentation", "on"]);
   return file;
 }
 
