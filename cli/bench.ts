@@ -41,7 +41,7 @@ export async function bench(args: BenchArguments): Promise<ExitCode> {
       args,
       await stoppable((signal) => {
         const progress = new StderrProgress();
-        return measureLive(address, { seconds, rounds, arguments: commandLine(), signal, progress });
+        return measureLive(address, { seconds, rounds, quick: args.quick, arguments: commandLine(), signal, progress });
       }),
     );
   }

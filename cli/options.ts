@@ -280,7 +280,7 @@ const bench = command(
             message`veth (large sends cross whole) or segmented (cut and merged by the devices); repeat it for both. Default: both.`,
         })),
         quick: option("--quick", {
-          description: message`A shorter list of measurements, one round of a second each, veth only.`,
+          description: message`A shorter list of measurements, one round of a second each, veth only; also with --to.`,
         }),
       }),
     ),

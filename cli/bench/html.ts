@@ -28,10 +28,15 @@ const TILES = [
   "request-response",
   "cpu-nodes",
 ];
-/** Beyond how many times the best tunnel's bar the bare wire's is cut. */
+/** Beyond how many times the largest figure of a tunnel the bare wire's bar is cut. */
 const CUT_ABOVE = 1.3;
+/** The part that a chart of several has room for, and beyond how many times its largest figure the rest is cut. */
+const [LAST_WHOLE_PART, CUT_PARTS_ABOVE] = ["p90", 1.6];
 /** Load average for each processor at the start above which a report warns. */
 const CALM_LOAD = 0.3;
+
+/** How to read the charts. */
+const KEY = "A torn bar goes on beyond the chart; its figure stands beside it.";
 
 const ENTITIES: Readonly<Record<string, string>> = {
   "&": "&amp;",
@@ -109,35 +114,36 @@ function header(report: Report, title: string): string {
 ${parts.map((part) => `<p class="soft">${part}</p>`).join("\n")}
 ${busy}
 ${tiles(report)}
+<p class="sub key">${KEY}${rounds > 1 ? " Thin lines are the rounds." : ""}</p>
 </header>`;
 }
 
 function tiles(report: Report): string {
   const subject = subjectOf(report);
   if (subject === undefined) return "";
-  const reference = contenderOf(report, report.reference);
-  const items = report.networks.flatMap(({ id: network }) =>
-    TILES.flatMap((metricId) => {
-      const metric = report.metrics.find(({ id }) => id === metricId);
+  const items = TILES.flatMap((metricId) => {
+    const metric = report.metrics.find(({ id }) => id === metricId);
+    const figures = report.networks.flatMap(({ id: network }) => {
       const result = resultOf(report, network, subject.id, metricId);
       if (metric === undefined || result?.summary === undefined) return [];
       const ratio = ratioOf(report, result);
-      const than = ratio === undefined || reference === undefined
+      const where = report.networks.length > 1 ? `<span class="what">${escape(network)}</span>` : "";
+      const than = ratio === undefined
         ? ""
-        : `<span class="than ${judge(metric, ratio)}">${times(ratio)} ${escape(reference.title)}</span>`;
-      const where = report.networks.length > 1 ? ` · ${escape(network)}` : "";
-      return [
-        `<li><span class="what">${escape(metric.title)}${where}</span><span class="number">${
-          figure(result.summary.median, metric.unit)
-        }</span>${than}</li>`,
-      ];
-    })
-  );
+        : `<span class="than ${judge(report, metric, ratio)}">${times(ratio)}</span>`;
+      return [`<p>${where}<span class="number">${figure(result.summary.median, metric.unit)}</span>${than}</p>`];
+    });
+    return metric === undefined || figures.length === 0
+      ? []
+      : [`<li><h3>${escape(metric.title)}</h3>${figures.join("")}</li>`];
+  });
   if (items.length === 0) return "";
   return `<h2>${escape(subject.title)} at a glance</h2>\n<ul class="tiles">\n${items.join("\n")}\n</ul>`;
 }
 
-function judge({ better }: Metric, ratio: number): string {
+/** Whether a ratio is a good one; beside the bare wire none is. */
+function judge(report: Report, { better }: Metric, ratio: number): string {
+  if (report.reference === "none") return "";
   if (Math.abs(ratio - 1) < 0.03) return "";
   return (ratio > 1) === (better === "higher") ? "good" : "bad";
 }
@@ -177,13 +183,18 @@ ${networks.join("\n")}
 </figure>`;
 }
 
-/** The largest figure that its bars have to show: the bare wire would flatten everything else. */
+/** The figure that the full width of its bars stands for: neither the bare wire nor a rare delay is to flatten everything else. */
 export function scaleOf(report: Report, network: string, metrics: readonly Metric[]): number {
-  const largest = (contender: ContenderFacts) =>
-    Math.max(0, ...metrics.map(({ id }) => resultOf(report, network, contender.id, id)?.summary?.max ?? 0));
-  const tunnels = Math.max(0, ...report.contenders.filter(({ id }) => id !== "none").map(largest));
-  const all = Math.max(tunnels, ...report.contenders.map(largest));
-  return tunnels > 0 && all > tunnels * CUT_ABOVE ? tunnels * CUT_ABOVE : all;
+  const largest = (among: readonly Metric[], contender: ContenderFacts) =>
+    Math.max(0, ...among.map(({ id }) => resultOf(report, network, contender.id, id)?.summary?.max ?? 0));
+  const tunnels = report.contenders.filter(({ id }) => id !== "none");
+  const most = (among: readonly Metric[], of: readonly ContenderFacts[]) =>
+    Math.max(0, ...of.map((one) => largest(among, one)));
+  const all = most(metrics, report.contenders);
+  const whole = metrics.filter(({ chart }) => chart?.part === LAST_WHOLE_PART);
+  if (whole.length > 0) return Math.min(all, most(whole, report.contenders) * CUT_PARTS_ABOVE);
+  const limit = most(metrics, tunnels) * CUT_ABOVE;
+  return limit > 0 ? Math.min(all, limit) : all;
 }
 
 function rows(report: Report, network: string, metrics: readonly Metric[]): string {
@@ -228,7 +239,7 @@ function rowBody(
     ? `<span class="ratio">${
       report.reference === first.result.contender ? '<span aria-label="the reference">1×</span>' : ""
     }</span>`
-    : `<span class="ratio${first.result.contender === "none" ? "" : ` ${judge(metric, ratio)}`}">${
+    : `<span class="ratio${first.result.contender === "none" ? "" : ` ${judge(report, metric, ratio)}`}">${
       times(ratio)
     }</span>`;
   return `<span class="track" aria-hidden="true">${bars.join("")}${ticks.join("")}</span><span class="value">${
@@ -260,8 +271,9 @@ function tables(report: Report): string {
       const cells = report.contenders.map(({ id }) => cell(metric, resultOf(report, network, id, metric.id)));
       return `<tr><th scope="row">${escape(metric.title)}</th>${cells.join("")}</tr>`;
     });
-    return `<div class="scroll" tabindex="0" role="region" aria-label="All figures, ${escape(network)}"><table>
-<caption>${escape(network)}: <span class="soft">${escape(about)}</span></caption>
+    return `<h3>${escape(network)}</h3>
+<p class="sub">${escape(about)}</p>
+<div class="scroll" tabindex="0" role="region" aria-label="All figures, ${escape(network)}"><table>
 <thead><tr><th scope="col">Median, and every round</th>${head}</tr></thead>
 <tbody>
 ${lines.join("\n")}

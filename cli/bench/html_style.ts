@@ -29,18 +29,21 @@ p { margin: .25rem 0; max-width: 70ch; }
 .soft, .sub { color: var(--soft); }
 .sub { font-size: .85rem; margin: 0 0 1rem; }
 .warning { border-left: 4px solid var(--bad); background: var(--card); padding: .6rem .9rem; border-radius: 4px; margin: 1rem 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.8rem, 1fr)); gap: .8rem; margin: 1.5rem 0 0; padding: 0; list-style: none; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: .8rem; margin: 1.5rem 0 0; padding: 0; list-style: none; }
 .tiles li, figure { background: var(--card); border: 1px solid var(--line); border-radius: 12px; }
 .tiles li { padding: .85rem 1rem; }
-.tiles .what { font-size: .82rem; color: var(--soft); line-height: 1.3; }
-.tiles .number { display: block; font-size: 1.35rem; font-weight: 650; letter-spacing: -.02em; margin: .2rem 0 0; white-space: nowrap; }
-.tiles .than { font-size: .82rem; }
+.tiles h3 { font-size: .86rem; font-weight: 500; color: var(--soft); line-height: 1.3; margin-bottom: .35rem; }
+.tiles p { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 .6rem; margin: .1rem 0; }
+.tiles .what { font-size: .8rem; color: var(--soft); flex: 1 0 100%; }
+.tiles p + p { margin-top: .35rem; }
+.tiles .number { font-size: 1.3rem; line-height: 1.25; font-weight: 650; letter-spacing: -.02em; white-space: nowrap; }
+.tiles .than { font-size: .9rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1rem; align-items: start; }
 figure { margin: 0; padding: 1.1rem 1.2rem 1.2rem; min-width: 0; }
 figcaption { margin-bottom: 0; }
 .net + .net { border-top: 1px solid var(--line); margin-top: 1.1rem; padding-top: .9rem; }
 .rows { list-style: none; margin: 0; padding: 0; display: grid; gap: .5rem; }
-.row { display: grid; grid-template-columns: minmax(6.5rem, 9rem) 1fr 6.3rem 3.6rem; align-items: center; gap: .15rem .7rem; font-size: .9rem; }
+.row { display: grid; grid-template-columns: minmax(5.5rem, 7.5rem) 1fr 6rem 3.4rem; align-items: center; gap: .15rem .7rem; font-size: .9rem; }
 .name { overflow-wrap: anywhere; line-height: 1.25; }
 .mine .name, .mine .value { font-weight: 650; }
 .track { position: relative; height: 1.15rem; background: var(--track); border-radius: 4px; min-width: 3rem; }
@@ -53,12 +56,11 @@ figcaption { margin-bottom: 0; }
 .ratio { text-align: right; font-size: .85rem; white-space: nowrap; font-variant-numeric: tabular-nums; color: var(--soft); }
 .good { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }
 .none { grid-column: 2 / -1; color: var(--soft); font-style: italic; font-size: .84rem; line-height: 1.3; overflow-wrap: anywhere; }
-.key { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; font-size: .82rem; color: var(--soft); margin: .8rem 0 0; }
+.key { margin: 1rem 0 0; }
 .scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 12px; margin-bottom: 1rem; }
 table { border-collapse: collapse; font-size: .84rem; width: 100%; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding: .8rem 1rem .3rem; font-weight: 600; }
 th, td { text-align: right; padding: .4rem .9rem; border-top: 1px solid var(--line); white-space: nowrap; vertical-align: top; }
-th:first-child { text-align: left; font-weight: 500; white-space: normal; min-width: 10rem; }
+th:first-child { text-align: left; font-weight: 500; white-space: normal; min-width: 9rem; position: sticky; left: 0; background: var(--card); }
 thead th { font-weight: 600; border-top: 0; }
 td small { display: block; color: var(--soft); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem; margin: 0; font-size: .92rem; }
@@ -71,7 +73,7 @@ details ul { padding-left: 1.1rem; margin: .6rem 0 0; font-size: .9rem; } detail
 @media (max-width: 34rem) {
   main { padding: 1.25rem .85rem 3rem; }
   h1 { font-size: 1.5rem; }
-  .tiles { grid-template-columns: 1fr 1fr; gap: .6rem; } .tiles .number { font-size: 1.25rem; }
+  .tiles { grid-template-columns: 1fr 1fr; gap: .6rem; } .tiles li { padding: .75rem .7rem; } .tiles .number { font-size: 1.02rem; } .tiles .than { font-size: .8rem; } .tiles p { gap: 0 .4rem; }
   figure { padding: .95rem .95rem 1.05rem; }
   .row { grid-template-columns: 1fr auto 3.4rem; }
   .track { grid-column: 1 / -1; grid-row: 2; height: .9rem; }

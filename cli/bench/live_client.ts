@@ -28,6 +28,8 @@ const RATE_STEPS = 4;
 export interface LiveSettings {
   readonly seconds: number;
   readonly rounds: number;
+  /** Leave out what takes long. */
+  readonly quick: boolean;
   /** The command line, for the report. */
   readonly arguments: readonly string[];
   readonly signal: AbortSignal;
@@ -37,6 +39,8 @@ export interface LiveSettings {
 interface LiveStep {
   readonly title: string;
   readonly metrics: readonly Metric[];
+  /** Whether a quick run leaves it out. @default false */
+  readonly long?: boolean;
   /** Takes the figures, in the order of the metrics. */
   take(end: Endpoint, seconds: number): Promise<readonly number[]>;
 }
@@ -103,6 +107,7 @@ const STEPS: readonly LiveStep[] = [
   },
   {
     title: "datagrams without loss",
+    long: true,
     metrics: [{
       id: "udp-1200-clean",
       group: "datagrams",
@@ -150,14 +155,15 @@ const TUNNEL = "icx";
  * @throws When nobody listens there, or the signal aborts.
  */
 export async function measureLive(end: Endpoint, settings: LiveSettings): Promise<Report> {
-  const { seconds, rounds, signal, progress } = settings;
+  const { seconds, rounds, quick, signal, progress } = settings;
+  const steps = STEPS.filter(({ long = false }) => !(quick && long));
   const startedAt = new Date();
   const machine = { ...describeHost(), tools: { deno: Deno.version.deno } };
   await orAborted(checkReachable(end), signal);
-  progress.begin({ steps: rounds * STEPS.length, seconds: rounds * (seconds * 6 + 8) });
+  progress.begin({ steps: rounds * steps.length, seconds: rounds * (seconds * 6 + (quick ? 1 : 8)) });
   const found = new Map<string, { values: (number | null)[]; missing?: string }>();
   for (let round = 0; round < rounds; round++) {
-    for (const step of STEPS) {
+    for (const step of steps) {
       progress.step(rounds > 1 ? `round ${round + 1} of ${rounds}, ${step.title}` : step.title);
       let figures: readonly number[] = [];
       let missing: string | undefined;
@@ -195,7 +201,7 @@ export async function measureLive(end: Endpoint, settings: LiveSettings): Promis
       title: `path to ${formatEndpoint(end)}`,
       commands: [`icx bench --listen ${formatEndpoint(end)}  # at the other end`],
     }],
-    metrics: STEPS.flatMap(({ metrics }) => metrics),
+    metrics: steps.flatMap(({ metrics }) => metrics),
     results,
   };
 }

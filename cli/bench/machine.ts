@@ -3,7 +3,7 @@
 import os from "node:os";
 import { fileURLToPath } from "node:url";
 import type { Machine } from "./report.ts";
-import { shell } from "../shell.ts";
+import { readKernelFiles, shell } from "../shell.ts";
 import { readKibibytes } from "./readings.ts";
 
 const RUNTIME = fileURLToPath(new URL("../../native/lib/deno", import.meta.url));
@@ -44,4 +44,11 @@ async function measureEmptyRuntime(): Promise<number | undefined> {
   const script = `"$1" eval --no-lock 'setTimeout(() => {}, 1e9)' >/dev/null 2>&1 & sleep 1
     cat /proc/$!/status; kill $!`;
   return readKibibytes((await shell(script, RUNTIME)).stdout, "VmHWM");
+}
+
+/** The most that a program may ask for as a socket's buffer, in either direction, in bytes. */
+export async function largestSocketBuffer(): Promise<number> {
+  const limits = await readKernelFiles("/proc/sys/net/core/rmem_max", "/proc/sys/net/core/wmem_max");
+  if (limits === undefined) throw new Error("cannot read the limits of socket buffers under /proc/sys/net/core");
+  return Math.min(...limits.map(Number));
 }

@@ -4,7 +4,7 @@ import { NamespacePair } from "../namespace_pair.ts";
 import { orAborted } from "../stoppable.ts";
 import { VERSION } from "../version.ts";
 import { type Contender, referenceOf, shapeWire, type Started } from "./contenders.ts";
-import { describeMachine } from "./machine.ts";
+import { describeMachine, largestSocketBuffer } from "./machine.ts";
 import { measure } from "./measure.ts";
 import {
   estimateSeconds,
@@ -127,6 +127,7 @@ async function runLeg(leg: Leg, context: LegContext): Promise<void> {
     ...(networks.length > 1 ? [leg.network] : []),
     contender.title,
   ].join(", ");
+  const socketBytes = await largestSocketBuffer();
   const missing = (step: Step, reason: string) => {
     for (const metric of step.metrics) results.add(leg, metric.id, { missing: reason });
   };
@@ -151,6 +152,7 @@ async function runLeg(leg: Leg, context: LegContext): Promise<void> {
         started,
         seconds: settings.seconds,
         warmUpSeconds: warmUpSeconds(settings),
+        socketBytes,
       });
       for (const metric of step.metrics) {
         const value = taken.values[metric.id];

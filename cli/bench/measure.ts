@@ -23,6 +23,8 @@ const REQUEST_RESPONSE = fileURLToPath(new URL("./request_response.pl", import.m
 const GRACE_MS = 20_000;
 /** For how long the load is there before the first ping. */
 const LOAD_FIRST_MS = 500;
+/** How often iperf3 looks whether datagrams are due, in microseconds. */
+const PACING_US = 250;
 const PING_INTERVAL_SECONDS = 0.01;
 
 /** Where and for how long to measure. */
@@ -31,6 +33,8 @@ export interface Bench {
   readonly started: Started;
   /** Seconds of each measurement of a rate. */
   readonly seconds: number;
+  /** The largest socket buffer that a program may ask for, in bytes. */
+  readonly socketBytes: number;
   /** Seconds before that in which TCP finds its speed. */
   readonly warmUpSeconds: number;
 }
@@ -75,10 +79,11 @@ async function withServer<T>(
   server: readonly [program: string, ...args: readonly string[]],
   client: () => Promise<T>,
 ): Promise<T> {
-  const program = pair.start("b", "stdout", ...server);
+  // What it says of its errors comes with the rest.
+  const program = pair.start("b", "stdout", "/bin/sh", "-c", 'exec "$@" 2>&1', "sh", ...server);
   const lines = program.lines[Symbol.asyncIterator]();
   try {
-    for (let line = await next(lines, server[0]); !/listening/i.test(line);) line = await next(lines, server[0]);
+    await listening(lines, server[0]);
     return await client();
   } finally {
     program.stop();
@@ -87,10 +92,13 @@ async function withServer<T>(
   }
 }
 
-async function next(lines: AsyncIterator<string>, program: string): Promise<string> {
-  const { value, done } = await lines.next();
-  if (done) throw new NoFigure(`the ${program} that listens ended before it did`);
-  return value;
+async function listening(lines: AsyncIterator<string>, program: string): Promise<void> {
+  for (let said = "";;) {
+    const { value, done } = await lines.next();
+    if (done) throw new NoFigure(`the ${program} that was to listen ended${said === "" ? "" : `: ${said}`}`);
+    if (/listening/i.test(value)) return;
+    if (value.trim() !== "") said = value.trim();
+  }
 }
 
 function iperfServer({ started }: Bench): readonly [string, ...string[]] {
@@ -169,6 +177,8 @@ async function udp(
   const command = [
     ...["iperf3", "--client", bench.started.addresses.b, "--port", String(PORT), "--json", "--udp"],
     ...["--time", String(seconds), "--length", String(payloadBytes), "--bitrate", String(Math.round(rateBps ?? 0))],
+    // What the defaults send at once fills what they receive into.
+    ...["--pacing-timer", String(PACING_US), "--window", String(bench.socketBytes)],
   ];
   return await withServer(bench, iperfServer(bench), async () => ({
     reading: readUdp(await attempt(bench.pair, "a", command, seconds), payloadBytes),
@@ -178,7 +188,7 @@ async function udp(
 
 async function measureCleanRate(
   id: string,
-  { payloadBytes }: { readonly payloadBytes: number },
+  { payloadBytes, unit }: Extract<Measurement, { kind: "udp-clean" }>,
   bench: Bench,
 ): Promise<Taken> {
   let command = "";
@@ -190,8 +200,8 @@ async function measureCleanRate(
   if (clean === undefined) {
     throw new NoFigure(`each of ${RATE_STEPS + 1} rates lost ${TOLERABLE_LOSS * 100} % or more`);
   }
-  const packets = clean.deliveredBps / (payloadBytes * 8);
-  return { values: { [id]: clean.deliveredBps, [`udp-${payloadBytes}-pps`]: packets }, command };
+  const figure = unit === "bit/s" ? clean.deliveredBps : clean.deliveredBps / (payloadBytes * 8);
+  return { values: { [id]: figure }, command };
 }
 
 async function measurePing(

@@ -24,7 +24,7 @@ export type Measurement =
     readonly cpu: boolean;
   }
   | { readonly kind: "udp-flood"; readonly payloadBytes: number }
-  | { readonly kind: "udp-clean"; readonly payloadBytes: number }
+  | { readonly kind: "udp-clean"; readonly payloadBytes: number; readonly unit: "1/s" | "bit/s" }
   | { readonly kind: "ping"; readonly load: "idle" | "loaded" }
   | { readonly kind: "request-response" }
   | { readonly kind: "memory" };
@@ -92,26 +92,20 @@ function udpFlood(payloadBytes: number): Step {
   };
 }
 
-function udpClean(payloadBytes: number): Step {
+/** Small datagrams are a matter of packets, large ones of bits. */
+function udpClean(payloadBytes: number, unit: "1/s" | "bit/s"): Step {
+  const id = `udp-${payloadBytes}-clean`;
   const title = `UDP, ${payloadBytes} B, clean rate`;
-  const how = `iperf3 at the highest rate that arrived with less than ${TOLERABLE_LOSS * 100} % loss, found by halving`;
   return {
-    id: `udp-${payloadBytes}-clean`,
+    id,
     title,
-    measurement: { kind: "udp-clean", payloadBytes },
+    measurement: { kind: "udp-clean", payloadBytes, unit },
     metrics: [{
-      id: `udp-${payloadBytes}-clean`,
+      id,
       group: "datagrams",
       title,
-      how: `${how}.`,
-      unit: "bit/s",
-      better: "higher",
-    }, {
-      id: `udp-${payloadBytes}-pps`,
-      group: "datagrams",
-      title: `UDP, ${payloadBytes} B, packets`,
-      how: `${how}; the same in packets.`,
-      unit: "1/s",
+      how: `The highest rate of iperf3 that arrived with less than ${TOLERABLE_LOSS * 100} % loss, found by halving.`,
+      unit,
       better: "higher",
     }],
   };
@@ -167,19 +161,19 @@ const MEMORY: Step = {
 /** Everything that is measured of one contender, in order; `quick` leaves out what takes long. */
 export function stepsOf({ quick }: { readonly quick: boolean }): readonly Step[] {
   if (quick) {
-    return [ping("idle"), REQUEST_RESPONSE, tcp(1, "up"), tcp(1, "down"), udpFlood(1200), ping("loaded"), MEMORY];
+    return [ping("idle"), tcp(1, "up"), tcp(1, "down"), udpFlood(1200), ping("loaded"), REQUEST_RESPONSE, MEMORY];
   }
   return [
     ping("idle"),
-    REQUEST_RESPONSE,
     tcp(1, "up"),
     tcp(4, "up"),
     tcp(1, "down"),
     tcp(4, "down"),
     tcp(1, "up", SMALL_MSS_BYTES),
-    udpClean(64),
-    udpClean(1200),
+    udpClean(64, "1/s"),
+    udpClean(1200, "bit/s"),
     ping("loaded"),
+    REQUEST_RESPONSE,
     MEMORY,
   ];
 }

@@ -106,12 +106,35 @@ Deno.test("the page is whole, asks for nothing from elsewhere, and has every fig
 Deno.test("a page of one contender has no ratios, and one from a busy machine warns", () => {
   const { reference: _, ...alone } = report({ contenders: [{ id: "icx-tun", title: "icx (tun)", commands: [] }] });
   ok(!/[0-9]×/.test(renderHtml(alone)));
+  const besideWire = renderHtml(report({ reference: "none" }));
+  ok(besideWire.includes("0.13×") && !/class="[a-z ]*(good|bad)"/.test(besideWire), "nobody is as fast as the wire");
+  match(renderHtml(report()), /class="ratio good">4\.00×.*class="ratio bad">2\.25×/s);
   ok(!renderHtml(report()).includes('class="warning"'));
   const busy = report();
   match(
     renderHtml({ ...busy, machine: { ...busy.machine, loadAverage: 1.9 } }),
     /class="warning">.*load average 1\.90/,
   );
+});
+
+Deno.test("a rare delay does not flatten the bars of the others, and its own is shown cut", () => {
+  const metrics = (["p50", "p90", "p99"] as const).map((part) => ({
+    ...{
+      id: `rtt-${part}`,
+      group: "latency",
+      title: `Round trip, ${part}`,
+      how: "So.",
+      unit: "s",
+      better: "lower",
+    } as const,
+    chart: { title: "Round trip", part },
+  }));
+  const figures = [["rtt-p50", 2e-4], ["rtt-p90", 3e-4], ["rtt-p99", 5e-2]] as const;
+  const late = report({ metrics, results: figures.map(([metric, value]) => cell("icx-tun", metric, [value])) });
+  ok(Math.abs(scaleOf(late, "veth", metrics) - 3e-4 * 1.6) < 1e-9);
+  const html = renderHtml(late);
+  match(html, /class="bar p99 cut" style="--w: 100\.00%"/);
+  match(html, /p50 200 µs · p90 300 µs · p99 50\.0 ms/);
 });
 
 Deno.test("a bare wire that is far above the tunnels does not flatten their bars, and its own is shown cut", () => {

@@ -5,8 +5,6 @@
  * @module
  */
 
-import { spawn } from "node:child_process";
-import { once } from "node:events";
 import fs from "node:fs/promises";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -20,11 +18,12 @@ async function main(args: readonly string[]): Promise<number> {
   const folder = await fs.mkdtemp("/tmp/icx-targets-");
   try {
     const file = `${folder}/report.json`;
-    const child = spawn(LAUNCHER, ["bench", ...args, "--json", file], { stdio: "inherit" });
-    // Ctrl-C reaches the child too: this one waits for it to clean up.
-    for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => child.kill(signal));
-    const [code] = await once(child, "exit") as [number | null];
-    if (code !== 0) return code ?? 1;
+    const child = new Deno.Command(LAUNCHER, { args: ["bench", ...args, "--json", file], stdin: "null" }).spawn();
+    // Ctrl-C reaches the child by itself. Either way it cleans up, and this one waits for that.
+    process.on("SIGINT", () => {});
+    process.on("SIGTERM", () => child.kill("SIGTERM"));
+    const { code } = await child.status;
+    if (code !== 0) return code;
     const verdicts = judge(JSON.parse(await fs.readFile(file, "utf8")) as Report);
     const word = (met: boolean | undefined) => met === undefined ? "–" : met ? "met" : "MISSED";
     const rows = verdicts.map(({ what, wanted, found, met }) => [what, wanted, found, word(met)]);

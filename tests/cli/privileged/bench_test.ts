@@ -92,10 +92,7 @@ privileged("a tunnel that is up is measured from one node to the other", async (
   strictEqual(report.kind, "live");
   deepStrictEqual(report.results.map(({ metric }) => metric), report.metrics.map(({ id }) => id));
   for (const { metric, summary, missing } of report.results) {
-    // On a busy machine a program that is not run for a moment loses datagrams at any rate.
-    if (metric === "udp-1200-clean" && missing !== undefined) {
-      match(missing, /each of [0-9]+ rates lost 0\.1 % or more/);
-    } else ok((summary?.median ?? 0) > 0, `${metric}: ${missing}`);
+    ok((summary?.median ?? 0) > 0, `${metric}: ${missing}`);
   }
   ok((await fs.readFile(`${lab.directory}/report.html`, "utf8")).includes(`path to ${at}`));
   far.kill("SIGINT");
