@@ -9,7 +9,7 @@ import { measureLive } from "./bench/live_client.ts";
 import { renderHtml } from "./bench/html.ts";
 import { runMatrix } from "./bench/matrix.ts";
 import { type Network, NETWORKS } from "./bench/plan.ts";
-import { StderrProgress } from "./bench/progress.ts";
+import { type Progress, StderrProgress } from "./bench/progress.ts";
 import type { Report } from "./bench/report.ts";
 import { renderTable } from "./bench/table.ts";
 import { EXIT, type ExitCode, UsageError } from "./exit.ts";
@@ -36,16 +36,22 @@ export async function bench(args: BenchArguments): Promise<ExitCode> {
   }
   if (args.to !== undefined) {
     const address = args.to;
-    const { seconds, rounds } = durations(args);
+    const settings = { ...durations(args), quick: args.quick, arguments: commandLine() };
     return await publish(
       args,
-      await stoppable((signal) => {
-        const progress = new StderrProgress();
-        return measureLive(address, { seconds, rounds, quick: args.quick, arguments: commandLine(), signal, progress });
-      }),
+      await showingProgress((progress, signal) => measureLive(address, { ...settings, progress, signal })),
     );
   }
   return await benchMatrix(args);
+}
+
+async function showingProgress<T>(body: (progress: Progress, signal: AbortSignal) => Promise<T>): Promise<T> {
+  const progress = new StderrProgress();
+  try {
+    return await stoppable((signal) => body(progress, signal));
+  } finally {
+    progress.end();
+  }
 }
 
 async function benchMatrix(args: BenchArguments): Promise<ExitCode> {
@@ -60,15 +66,8 @@ async function benchMatrix(args: BenchArguments): Promise<ExitCode> {
   const networks = networksOf(args);
   const missing = await missingTools(networks.includes("segmented") ? [...TOOLS, ETHTOOL] : TOOLS);
   if (missing.length > 0) throw new Error(`bench needs ${missingText(missing)}`);
-  return await publish(
-    args,
-    await stoppable((signal) =>
-      runMatrix(
-        { networks, contenders, ...durations(args), quick: args.quick, arguments: commandLine() },
-        { signal, progress: new StderrProgress() },
-      )
-    ),
-  );
+  const settings = { networks, contenders, ...durations(args), quick: args.quick, arguments: commandLine() };
+  return await publish(args, await showingProgress((progress, signal) => runMatrix(settings, { progress, signal })));
 }
 
 /** What goes with measuring between namespaces alone. */

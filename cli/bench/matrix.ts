@@ -83,7 +83,7 @@ export async function runMatrix(
     if (contender === undefined) throw new TypeError(`There is no contender ${leg.contender}`);
     const pair = await NamespacePair.open("bench");
     try {
-      await orAborted(runLeg(leg, { contender, steps, pair, settings, results, progress }), signal);
+      await orAborted(runLeg(leg, { contender, steps, pair, settings, results, progress, signal }), signal);
     } finally {
       await pair[Symbol.asyncDispose]();
     }
@@ -117,10 +117,12 @@ interface LegContext {
   readonly settings: MatrixSettings;
   readonly results: Results;
   readonly progress: Progress;
+  /** What aborts it also takes the pair away, after which nothing that it finds counts. */
+  readonly signal: AbortSignal;
 }
 
 async function runLeg(leg: Leg, context: LegContext): Promise<void> {
-  const { contender, steps, pair, settings, results, progress } = context;
+  const { contender, steps, pair, settings, results, progress, signal } = context;
   const { rounds, networks } = settings;
   const where = [
     ...(rounds > 1 ? [`round ${leg.round + 1} of ${rounds}`] : []),
@@ -138,6 +140,7 @@ async function runLeg(leg: Leg, context: LegContext): Promise<void> {
     started = await startContender(leg, context);
     progress.done("up");
   } catch (error) {
+    signal.throwIfAborted();
     const reason = `it did not start: ${reasonOf(error)}`;
     progress.done(reason);
     for (const step of steps) missing(step, reason);
@@ -161,9 +164,11 @@ async function runLeg(leg: Leg, context: LegContext): Promise<void> {
           ...(taken.command === undefined ? {} : { command: taken.command }),
         });
       }
+      signal.throwIfAborted();
       const figures = step.metrics.map(({ id, unit }) => ({ value: taken.values[id], unit }));
       progress.done(figures.map(({ value, unit }) => value === undefined ? "–" : figure(value, unit)).join(", "));
     } catch (error) {
+      signal.throwIfAborted();
       missing(step, reasonOf(error));
       progress.done(`no figure: ${reasonOf(error)}`);
     }

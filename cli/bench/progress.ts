@@ -12,6 +12,8 @@ export interface Progress {
   done(result: string): void;
   /** Steps that will not be taken. */
   skip(steps: number): void;
+  /** Nothing more comes, whether or not the last step was done. */
+  end(): void;
 }
 
 /** Time left as people say it. */
@@ -27,6 +29,8 @@ export class StderrProgress implements Progress {
   #plan = { steps: 0, seconds: 0 };
   #taken = 0;
   #title = "";
+  /** Whether the cursor stands behind a step that is not done. */
+  #open = false;
 
   begin(plan: { readonly steps: number; readonly seconds: number }): void {
     this.#plan = plan;
@@ -35,11 +39,14 @@ export class StderrProgress implements Progress {
 
   step(title: string): void {
     this.#title = title;
-    if (this.#width !== undefined) err(`\r\x1b[K${this.#fit(`${this.#count()} ${title} … ${this.#left()}`)}`);
+    if (this.#width === undefined) return;
+    this.#open = true;
+    err(`\r\x1b[K${this.#fit(`${this.#count()} ${title} … ${this.#left()}`)}`);
   }
 
   done(result: string): void {
     this.#taken++;
+    this.#open = false;
     const line = `${this.#count()} ${this.#title}: ${result}`;
     err(
       this.#width === undefined
@@ -50,6 +57,11 @@ export class StderrProgress implements Progress {
 
   skip(steps: number): void {
     this.#taken += steps;
+  }
+
+  end(): void {
+    if (this.#open) err("\n");
+    this.#open = false;
   }
 
   #count(): string {

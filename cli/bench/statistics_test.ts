@@ -14,6 +14,7 @@ Deno.test("percentiles go by nearest rank", () => {
   strictEqual(percentile(values, 0.99), 99);
   strictEqual(percentile(values, 1), 100);
   strictEqual(percentile(values, 0), 1);
+  strictEqual(percentile([1, 2, 3], 0.5), 2);
   strictEqual(percentile([3], 0.99), 3);
   throws(() => percentile([], 0.5), RangeError);
   throws(() => percentile([1], 50), RangeError);

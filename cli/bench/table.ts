@@ -33,12 +33,10 @@ export function renderTable(report: Report): string {
   }
   lines.push("");
   const { rounds } = report.settings;
-  lines.push(
-    `${rounds === 1 ? "One round" : `Medians of ${rounds} rounds`}${
-      reference === undefined ? "" : `; in parentheses the ratio to ${reference.title}`
-    }. – is no figure${missingLines(report).length === 0 ? "" : ":"}`,
-    ...missingLines(report),
-  );
+  const missing = missingLines(report);
+  const taken = rounds === 1 ? "One round" : `Medians of ${rounds} rounds`;
+  const ratios = reference === undefined ? "" : `; in parentheses the ratio to ${reference.title}`;
+  lines.push(`${taken}${ratios}.${missing.length === 0 ? "" : " – is no figure, or not in every round:"}`, ...missing);
   return `${lines.join("\n").trimStart()}\n`;
 }
 

@@ -1,4 +1,4 @@
-import { deepStrictEqual, match, notStrictEqual, ok, strictEqual } from "node:assert/strict";
+import { deepStrictEqual, doesNotMatch, match, notStrictEqual, ok, strictEqual } from "node:assert/strict";
 import fs from "node:fs/promises";
 import { stepsOf } from "../../../cli/bench/plan.ts";
 import { type Report, SCHEMA } from "../../../cli/bench/report.ts";
@@ -74,6 +74,7 @@ privileged("a run that Ctrl-C ends leaves nothing behind", async () => {
   const { code, stderr } = await run.ended;
   strictEqual(code, 1);
   match(stderr, /^icx: stopped by SIGINT$/m);
+  doesNotMatch(stderr, /no figure/, "what was taken away is told as if it had been measured");
   deepStrictEqual(await leftovers(run.pid), []);
 });
 
