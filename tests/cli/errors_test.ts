@@ -172,6 +172,12 @@ const ROWS: readonly ErrorRow[] = [
     says: ["192.0.2.77:6083", "EADDRNOTAVAIL", "an address of this host"],
   },
   {
+    name: "a report whose name has a comma",
+    args: ["bench", "--html", "{}/a,b.html"],
+    code: 2,
+    says: ["--html", "without a comma", "{}/a,b.html"],
+  },
+  {
     name: "a report into a folder that is not there",
     args: ["bench", "--to", "127.0.0.1:1", "--json={}/none/report.json"],
     code: 1,

@@ -61,6 +61,21 @@ Deno.test("the launcher works through symbolic links and from any folder", async
   }
 });
 
+Deno.test("a checkout in a path with a comma says so", async () => {
+  const folder = await fs.mkdtemp("/tmp/icx-test-");
+  try {
+    const script = 'mkdir -p "$2/cli" "$2/native/lib" && cp "$1" "$2/cli" && ln -s "$3" "$2/native/lib/deno" && ' +
+      'exec "$2/cli/icx" --version';
+    const args = ["-c", script, "sh", LAUNCHER, `${folder}/a,b`, "/bin/true"];
+    const { code, stdout, stderr } = await icx(args, { launcher: "/bin/sh" });
+    strictEqual(code, 1);
+    strictEqual(stdout, "");
+    match(stderr, new RegExp(`^icx: .* a path with a comma.*: move it from ${folder}/a,b\n$`));
+  } finally {
+    await fs.rm(folder, { recursive: true });
+  }
+});
+
 Deno.test("completion scripts are printed for the common shells", async () => {
   for (const shell of ["bash", "zsh", "fish"]) {
     const { code, stdout } = await icx(["completion", shell]);
