@@ -336,9 +336,9 @@ ${facts.map(([name, value]) => `<dt>${escape(name)}</dt><dd>${escape(value)}</dd
 </dl>
 <h2>Commands</h2>
 ${contenders.join("\n")}
-<details>
-<summary>What measures</summary>
-<pre>${escape(measuring.join("\n"))}</pre>
-</details>
-</section>`;
+${
+    measuring.length === 0
+      ? ""
+      : `<details>\n<summary>What measures</summary>\n<pre>${escape(measuring.join("\n"))}</pre>\n</details>\n`
+  }</section>`;
 }

@@ -96,7 +96,7 @@ const STEPS: readonly LiveStep[] = [
       id: "udp-1200-flood",
       group: "datagrams",
       title: `UDP, ${DATAGRAM_BYTES} B, packets delivered to the other end`,
-      how: "As fast as this program can send; what arrived counts, whatever was lost.",
+      how: "As fast as this program can send, which may be less than the tunnel carries; what arrived counts.",
       unit: "1/s",
       better: "higher",
     }],
@@ -112,7 +112,9 @@ const STEPS: readonly LiveStep[] = [
       id: "udp-1200-clean",
       group: "datagrams",
       title: `UDP, ${DATAGRAM_BYTES} B, clean rate, to the other end`,
-      how: `The highest rate that arrived with less than ${TOLERABLE_LOSS * 100} % loss, found by halving.`,
+      how: `The highest rate that the two programs keep up with at less than ${
+        TOLERABLE_LOSS * 100
+      } % loss, found by halving.`,
       unit: "bit/s",
       better: "higher",
     }],
@@ -129,7 +131,11 @@ const STEPS: readonly LiveStep[] = [
   },
   {
     title: "round trips under load",
-    metrics: roundTripMetrics("rtt-loaded", "Round trip under load", `${ECHO}, with one TCP flow beside it.`),
+    metrics: roundTripMetrics(
+      "rtt-loaded",
+      "Round trip under load",
+      `${ECHO}, with one TCP flow beside it in the same programs.`,
+    ),
     take: async (end, seconds) => {
       const loading = upload(end, seconds * 1000 + 500);
       loading.catch(() => {});
@@ -198,7 +204,7 @@ export async function measureLive(end: Endpoint, settings: LiveSettings): Promis
     networks: [{ id: NETWORK, about: `To ${formatEndpoint(end)} and back, through whatever lies between.` }],
     contenders: [{
       id: TUNNEL,
-      title: `path to ${formatEndpoint(end)}`,
+      title: "this path",
       commands: [`icx bench --listen ${formatEndpoint(end)}  # at the other end`],
     }],
     metrics: steps.flatMap(({ metrics }) => metrics),

@@ -95,7 +95,7 @@ privileged("a tunnel that is up is measured from one node to the other", async (
   for (const { metric, summary, missing } of report.results) {
     ok((summary?.median ?? 0) > 0, `${metric}: ${missing}`);
   }
-  ok((await fs.readFile(`${lab.directory}/report.html`, "utf8")).includes(`path to ${at}`));
+  ok((await fs.readFile(`${lab.directory}/report.html`, "utf8")).includes(`To ${at} and back`));
   far.kill("SIGINT");
   strictEqual((await far.ended).code, 0);
 });
