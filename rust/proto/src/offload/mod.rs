@@ -15,6 +15,7 @@ pub use vnet::VnetHeader;
 
 use crate::engine::BatchPacket;
 use crate::wire::checksum::Sum;
+use crate::wire::inner::{IPV4_HEADER_LEN, IPV6_HEADER_LEN, Inner};
 
 /// What a device with vnet headers handed over, as an element of a batch. A checksum that the device left to be
 /// completed is completed in place. What contradicts its header becomes [`BatchPacket::Malformed`].
@@ -28,9 +29,15 @@ pub fn outgoing<'a>(header: &VnetHeader, packet: &'a mut [u8]) -> BatchPacket<'a
     BatchPacket::Whole(packet)
 }
 
-/// Sums from `csum_start` to the end, with the pseudo-header's sum that is in the checksum field already.
+/// Sums from `csum_start` to the end, with the pseudo-header's sum that is in the checksum field already. `None`: that
+/// would not be behind the IP header, or beyond the end.
 fn complete_checksum(header: &VnetHeader, packet: &mut [u8]) -> Option<()> {
-    let data = packet.get_mut(usize::from(header.csum_start)..)?;
+    let ip_len = match Inner::parse(packet).ok()? {
+        Inner::V4 { .. } => IPV4_HEADER_LEN,
+        Inner::V6 { .. } => IPV6_HEADER_LEN,
+    };
+    let start = Some(usize::from(header.csum_start)).filter(|start| *start >= ip_len)?;
+    let data = packet.get_mut(start..)?;
     let at = usize::from(header.csum_offset);
     let checksum = match Sum::new().add_bytes(data).finish() {
         // Zero would say that there is no checksum in UDP, and is the same number to TCP.

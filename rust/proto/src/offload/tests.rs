@@ -516,6 +516,8 @@ fn a_contradiction_is_malformed() {
     let whole = VnetHeader { gso_type: VnetHeader::GSO_NONE, ..header };
     assert!(refused(VnetHeader { csum_start: 2999, csum_offset: 100, ..whole }, &packet));
     assert!(refused(VnetHeader { csum_start: u16::MAX, ..whole }, &packet));
+    assert!(refused(VnetHeader { csum_start: 0, csum_offset: 0, ..whole }, &packet), "in the IP header");
+    assert!(refused(whole, &[0x50; 60]), "no IP packet");
 }
 
 #[test]
