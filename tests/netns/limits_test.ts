@@ -41,26 +41,33 @@ async function grown(node: Node, before: Readonly<Record<string, number>>, name:
   return ((await node.counters())[name] ?? 0) - (before[name] ?? 0);
 }
 
-privileged("descriptors run out at the start: the node says so and ends with 1, or it runs", async () => {
+privileged("descriptors run out at the start: the node says so and ends with 1 or tries on, or it runs", async () => {
   await using lab = await Lab.create();
-  let refused = 0;
-  // From "just enough for the runtime" to "enough": which step fails depends on how many the runtime has open itself. Those
+  let told = 0;
+  // From "too few for the runtime" to "enough": which step fails depends on how many the runtime has open itself. Those
   // beyond are in use when the launcher asks for the limit.
-  for (const files of [20, 21, LEAST_FILES]) {
+  for (const files of [16, 17, 18, 19, 20, 21, 22, LEAST_FILES]) {
     const used = `for ((fd = 3; fd < ${3 + LEAST_FILES - files}; fd++)); do eval "exec $fd</dev/null"; done; exec "$@"`;
     const node = lab.start(lab.a, [], { through: ["prlimit", `--nofile=${LEAST_FILES}`, "bash", "-c", used, "bash"] });
-    const { code, stderr } = await ends(node);
-    if (code === undefined) {
+    const { process } = node;
+    await eventually(
+      `a node with ${files} descriptors runs, waits or has ended`,
+      30_000,
+      () => Promise.resolve(!process.running || /"event":"(starting|locating)"/.test(process.stderr)),
+    );
+    if (process.running && !process.stderr.includes('"event":"locating"')) {
       await node.stop();
     } else {
-      assert.equal(code, 1, stderr);
+      // The look-up of the way to the peer is made again and again: an address may come up later.
+      if (process.running) await node.stop();
+      else assert.equal((await process.ended).code, 1, process.stderr);
       // The runtime may be the first to miss one, and has words of its own for that.
-      assert.match(stderr, /Too many open files/);
-      if (/"Cannot [^"]*Too many open files[^"]*`ulimit -n`/.test(stderr)) refused += 1;
+      assert.match(process.stderr, /Too many open files/);
+      if (/(Cannot|cannot) [^"]*Too many open files[^"]*`ulimit -n`/.test(process.stderr)) told += 1;
     }
     assert(!(await lab.a.ok(["ip", "-o", "link"])).includes("icx0"));
   }
-  assert(refused > 0, "no start was refused by icx itself");
+  assert(told > 0, "icx itself has missed no descriptor");
 });
 
 privileged("descriptors run out in between: flows share the base port, rekeys and redials go on", async () => {
@@ -140,7 +147,7 @@ privileged(
     const pinging = await Pinging.start(lab, lab.b);
     const { dataKiB } = await usage(a.process.pid);
     await lab.a.ok(["prlimit", "--pid", String(a.process.pid), `--data=${dataKiB * 1024}`]);
-    await Promise.race([a.process.ended, pause(2000)]);
+    for (let waited = 0; waited < 2000 && a.process.running; waited += 50) await pause(50);
     report(`without another byte of memory the node ${a.process.running ? "goes on" : "has ended"}`);
     if (a.process.running) {
       await pinging.answerAfter(Date.now(), BACK_WITHIN_MS);
