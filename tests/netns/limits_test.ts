@@ -46,7 +46,7 @@ privileged("descriptors run out at the start: the node says so and ends with 1 o
   let told = 0;
   // From "too few for the runtime" to "enough": which step fails depends on how many the runtime has open itself. Those
   // beyond are in use when the launcher asks for the limit.
-  for (const files of [16, 17, 18, 19, 20, 21, 22, LEAST_FILES]) {
+  for (const files of [...Array.from({ length: 15 }, (_, n) => 16 + n), LEAST_FILES]) {
     const used = `for ((fd = 3; fd < ${3 + LEAST_FILES - files}; fd++)); do eval "exec $fd</dev/null"; done; exec "$@"`;
     const node = lab.start(lab.a, [], { through: ["prlimit", `--nofile=${LEAST_FILES}`, "bash", "-c", used, "bash"] });
     const { process } = node;
