@@ -27,6 +27,14 @@ impl Latency {
     }
 }
 
+/// A look that takes longer than this, the yield included, has let others run: they share the processor.
+const LATE: Duration = Duration::from_micros(10);
+
+/// How long there is no looking on a processor that is shared. It would take time from those who could use it, such as the
+/// process that the packets are for; and whoever yields to them is put behind them (`yield_task_fair` in
+/// kernel/sched/fair.c), where one who sleeps is put before them when a packet comes.
+const SHARED: Duration = Duration::from_millis(20);
+
 /// Decides between looking again and sleeping.
 #[derive(Debug)]
 pub(super) struct Idle {
@@ -36,16 +44,21 @@ pub(super) struct Idle {
     vain: u32,
     /// When there was something to do last.
     last: Instant,
+    /// When the look under way began.
+    looking: Option<Instant>,
+    /// Until then others are taken to share the processor.
+    shared: Instant,
 }
 
 impl Idle {
     pub(super) fn new(latency: Latency, now: Instant) -> Self {
         let (patience, tries) = latency.patience();
-        Idle { patience, tries, vain: 0, last: now }
+        Idle { patience, tries, vain: 0, last: now, looking: None, shared: now }
     }
 
-    /// There was something to do.
+    /// There was something to do in the round that began at `now`.
     pub(super) fn busy(&mut self, now: Instant) {
+        self.looked(now);
         if self.is_soon(now) {
             // Looking for it has paid, or would have.
             self.vain = 0;
@@ -53,14 +66,23 @@ impl Idle {
         self.last = now;
     }
 
-    /// There was nothing to do: whether to look again rather than to sleep.
+    /// There was nothing to do in the round that began at `now`: whether to yield and look again, rather than to sleep.
     pub(super) fn look_again(&mut self, now: Instant) -> bool {
-        if self.vain >= self.tries {
+        self.looked(now);
+        if self.vain >= self.tries || now < self.shared {
             return false;
         }
         let is_soon = self.is_soon(now);
         self.vain += u32::from(!is_soon);
+        self.looking = is_soon.then_some(now);
         is_soon
+    }
+
+    /// A look that is over by now says whether others run on the processor.
+    fn looked(&mut self, now: Instant) {
+        if self.looking.take().is_some_and(|began| now.saturating_since(began) > LATE) {
+            self.shared = now.saturating_add(SHARED);
+        }
     }
 
     fn is_soon(&self, now: Instant) -> bool {
@@ -85,10 +107,39 @@ mod tests {
         for (latency, patience) in [(Latency::Low, 1000), (Latency::Balanced, 60), (Latency::Idle, 0)] {
             let mut idle = Idle::new(latency, at(0));
             idle.busy(at(100));
-            for micros in [0, 1, 59, 60, 61, 999, 1000, 5000] {
-                assert_eq!(idle.look_again(at(100 + micros)), micros < patience, "{latency:?} after {micros} µs");
+            let mut looked = 0;
+            while idle.look_again(at(100 + looked)) {
+                looked += 1;
             }
+            assert_eq!(looked, patience, "{latency:?}");
         }
+    }
+
+    #[test]
+    fn there_is_no_looking_while_others_share_the_processor() {
+        for latency in [Latency::Low, Latency::Balanced] {
+            let mut idle = Idle::new(latency, at(0));
+            idle.busy(at(100));
+            assert!(idle.look_again(at(101)));
+            assert!(idle.look_again(at(111)), "as long as a look may take");
+            assert!(!idle.look_again(at(122)), "late");
+            idle.busy(at(20_121));
+            assert!(!idle.look_again(at(20_121)));
+            idle.busy(at(20_122));
+            assert!(idle.look_again(at(20_122)), "tried again");
+            idle.busy(at(20_140));
+            assert!(!idle.look_again(at(20_141)), "a look that found something, late");
+        }
+    }
+
+    #[test]
+    fn sleeping_long_says_nothing_about_the_processor() {
+        let mut idle = Idle::new(Latency::Low, at(0));
+        idle.busy(at(0));
+        (0..1000).for_each(|micros| assert!(idle.look_again(at(micros))));
+        assert!(!idle.look_again(at(1000)), "patience is over");
+        idle.busy(at(50_000));
+        assert!(idle.look_again(at(50_001)));
     }
 
     #[test]
@@ -98,8 +149,7 @@ mod tests {
         // A packet a millisecond.
         for packet in 1..100 {
             idle.busy(at(packet * 1000));
-            searched += u32::from(idle.look_again(at(packet * 1000 + 1)));
-            idle.look_again(at(packet * 1000 + 61));
+            searched += u32::from((1..).take_while(|micros| idle.look_again(at(packet * 1000 + micros))).count() > 0);
         }
         assert_eq!(searched, 16);
         assert!(!idle.look_again(at(99_002)));

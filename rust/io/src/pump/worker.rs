@@ -105,7 +105,7 @@ impl<'a> Worker<'a> {
             if outbound || inbound {
                 self.idle.busy(now);
             } else if self.idle.look_again(now) {
-                // Whoever else could run, such as the process that this one waits for, goes first.
+                // Whoever else could run goes first; when somebody did, it shows in the time that this took.
                 thread::yield_now();
             } else {
                 let tun = Interest::readable(self.ends.tun.queue_fd(self.number));
