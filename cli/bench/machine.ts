@@ -40,7 +40,7 @@ async function versionFrom(line: string): Promise<string> {
 }
 
 /** Memory of the runtime that does nothing, in bytes; `undefined` when it cannot be had. */
-async function measureEmptyRuntime(): Promise<number | undefined> {
+export async function measureEmptyRuntime(): Promise<number | undefined> {
   const script = `"$1" eval --no-lock 'setTimeout(() => {}, 1e9)' >/dev/null 2>&1 & sleep 1
     cat /proc/$!/status; kill $!`;
   return readKibibytes((await shell(script, RUNTIME)).stdout, "VmHWM");

@@ -1,6 +1,7 @@
 /** Traffic with each offload on and off, with several queues, and over devices that cut and merge in their own ways. */
 import assert from "node:assert/strict";
 import { type Counters, drops, type Host, Lab, type Node, privileged } from "./_lab.ts";
+import { refuseSegments } from "./_refuse.ts";
 import { transfer } from "./_transfer.ts";
 
 const BYTES = 32 << 20;
@@ -52,6 +53,36 @@ function passedWhole(ends: Counters, pieces: string, packets: string): boolean {
 async function offloadOf(node: Node): Promise<Record<string, boolean>> {
   return (await node.event("starting"))["offload"] as Record<string, boolean>;
 }
+
+privileged("a kernel that refuses to cut while a transfer runs: nothing is lost, and it is told once", async () => {
+  await using lab = await Lab.create();
+  const nodes = await lab.tunnel();
+  const [a] = nodes;
+  const send = (seconds: number) =>
+    transfer(lab, { from: lab.a, to: lab.b, address: lab.b.inner4, bytes: BYTES, seconds });
+  const cut = async () => {
+    const { ends } = await a.statistics();
+    return reached(ends, "underlaySent") - reached(ends, "underlaySends");
+  };
+  await send(0);
+  assert(await cut() > MANY, "cut by the kernel");
+  const sending = send(2);
+  await new Promise((resolve) => setTimeout(resolve, 500));
+  await refuseSegments(lab, nodes);
+  assert.equal((await a.event("offload-refused"))["offload"], "udp-gso");
+  const atRefusal = await cut();
+  await sending;
+  assert.equal(await cut(), atRefusal, "not asked for again");
+  for (const node of nodes) {
+    const { counters, ends } = await node.statistics();
+    assert.deepEqual(drops(counters), {});
+    assert.equal(ends["underlaySendErrors"], 0);
+    // The other node sends acknowledgements only, of which there may never be two at once.
+    const told = node.events().filter((event) => event["event"] === "offload-refused").length;
+    assert(told === 1 || (told === 0 && node !== a), `told ${told} times`);
+    await node.stop();
+  }
+});
 
 for (const { name, options, off = [], wire } of rows) {
   privileged(`${name}: TCP arrives whole each way, and in pieces as large as may be`, async () => {
