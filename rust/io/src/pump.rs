@@ -272,6 +272,7 @@ impl Pump {
         if queues != sockets {
             return Err(PumpError::Uneven { device: tun.name().to_owned(), queues, sockets });
         }
+        sys::use_wide_checksums();
         tun.start_offload().map_err(|source| tun.failure("ioctl", source))?;
         udp.start_offload().map_err(|source| PumpError::Socket {
             address: udp.local_addr(),

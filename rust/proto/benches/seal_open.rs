@@ -14,6 +14,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use icx_proto::counters::COUNTER_NAMES;
 use icx_proto::engine::{BatchPacket, OpenSink, RunBuffer, RunLimits, SaPair, TxVerdict};
 use icx_proto::offload::{CoalesceOptions, Coalescer, VnetHeader, outgoing};
+use icx_proto::wire::checksum;
 use icx_proto::{
     AllowedRoute, Engine, EngineConfig, Instant, MacAddr, Mode, NetworkConfig, SaKey, Spi, TxKeyHistory, Underlay, Vni,
 };
@@ -218,7 +219,18 @@ fn large() -> (VnetHeader, Vec<u8>) {
     (header, packet)
 }
 
+/// As a pump does it.
+#[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "a processor feature, looked for first"))]
+fn use_wide_checksums() {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2.
+        checksum::set_long_sum(|data| unsafe { checksum::sum_words_avx2(data) });
+    }
+}
+
 fn offload(c: &mut Criterion) {
+    use_wide_checksums();
     let mut group = c.benchmark_group("offload");
     group.throughput(Throughput::Bytes((SEGMENT * SEGMENTS) as u64));
     let (header, packet) = large();

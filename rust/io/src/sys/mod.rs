@@ -1,8 +1,9 @@
-//! System calls, one small safe function each. Nothing else in this crate has unsafe code.
+//! System calls, one small safe function each, and what else takes unsafe code: nothing else in this crate has any.
 //!
 //! Every function returns the call's errno untouched as [`std::io::Error`] unless its documentation says otherwise;
 //! explaining it to a person is the caller's part.
 
+mod checksum;
 mod epoll;
 mod event;
 #[cfg(test)]
@@ -12,6 +13,7 @@ mod socket;
 mod time;
 mod tun;
 
+pub(crate) use checksum::use_wide_checksums;
 pub(crate) use epoll::{epoll_arm, epoll_set, epoll_take};
 pub(crate) use event::{Interest, event_fd, poll};
 #[cfg(test)]

@@ -1,6 +1,48 @@
 //! The Internet checksum (RFC 1071), summed in wide words.
 
 use std::net::IpAddr;
+use std::sync::OnceLock;
+
+/// From how many bytes on a sum is worth a call.
+const LONG: usize = 256;
+
+/// Sums long data, as [`sum_words`] does. Not set: that itself.
+static LONG_SUM: OnceLock<fn(&[u8]) -> u64> = OnceLock::new();
+
+/// Lets `sum`, which must agree with [`sum_words`], add up long data from now on. The first call counts.
+///
+/// Which instructions a processor has is found out at run time, and to call what uses them is unsafe code, of which there is
+/// none in this crate: whoever may have some calls this once, with [`sum_words_avx2`] for instance.
+pub fn set_long_sum(sum: fn(&[u8]) -> u64) {
+    // Another one that was set before is as good.
+    let _ = LONG_SUM.set(sum);
+}
+
+/// The sum of data in words of 32 bits, in memory byte order; a last piece is padded with zeros. For up to 2^34 bytes.
+#[inline(always)]
+pub fn sum_words(data: &[u8]) -> u64 {
+    // Each half of a word adds less than 2^32, so packets of any size stay far from the 64-bit limit.
+    let mut sum = 0u64;
+    let (words, tail) = data.as_chunks::<8>();
+    for &word in words {
+        let word = u64::from_ne_bytes(word);
+        sum += (word >> 32) + (word & 0xffff_ffff);
+    }
+    let mut last = [0; 8];
+    last[..tail.len()].copy_from_slice(tail);
+    let word = u64::from_ne_bytes(last);
+    sum + (word >> 32) + (word & 0xffff_ffff)
+}
+
+/// [`sum_words`] in vectors of 32 bytes.
+///
+/// # Safety
+/// To whoever calls it from code that is not for AVX2 only: the processor has AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+pub fn sum_words_avx2(data: &[u8]) -> u64 {
+    sum_words(data)
+}
 
 /// A one's complement sum in progress. Pieces may be added in any order as long as each starts at an even offset
 /// of the data it stands for.
@@ -19,17 +61,10 @@ impl Sum {
     /// data may have an odd length.
     #[inline]
     pub fn add_bytes(self, data: &[u8]) -> Self {
-        // Each half of a word adds less than 2^32, so packets of any size stay far from the 64-bit limit.
-        let mut sum = 0u64;
-        let (words, tail) = data.as_chunks::<8>();
-        for &word in words {
-            let word = u64::from_ne_bytes(word);
-            sum += (word >> 32) + (word & 0xffff_ffff);
-        }
-        let mut last = [0; 8];
-        last[..tail.len()].copy_from_slice(tail);
-        let word = u64::from_ne_bytes(last);
-        sum += (word >> 32) + (word & 0xffff_ffff);
+        let sum = match LONG_SUM.get() {
+            Some(long_sum) if data.len() >= LONG => long_sum(data),
+            _ => sum_words(data),
+        };
         Sum(fold32(self.0) + fold32(sum))
     }
 
