@@ -121,7 +121,7 @@ fn what_is_dropped_counts_as_the_packets_it_would_become() {
         change(&mut packet);
         let done = engine.seal_batch(NOW, &mut [outgoing(&header, &mut packet)], &mut out);
         assert!(done.packets == 1 && out.is_empty());
-        (matches!(done.stopped, Some(Stop::TooBig)), moved(&before, &totals(engine)))
+        (matches!(done.stopped, Some(Stop::TooBig { .. })), moved(&before, &totals(engine)))
     };
     assert_eq!(drops(&a, &|packet| packet[16] = 172), (false, vec![("tx_no_route", 10)]));
     assert_eq!(drops(&a, &|packet| packet[0] = 0x55), (false, vec![("tx_malformed", 1)]));

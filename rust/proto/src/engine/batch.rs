@@ -220,8 +220,9 @@ pub struct SealedBatch {
 pub enum Stop {
     /// A local reply (ARP, neighbour advertisement) to the last packet, which goes back to the virtual side.
     Reply(LocalReply),
-    /// The last packet was dropped as [`TxDrop::TooBig`], which its sender should hear of.
-    TooBig,
+    /// The last packet was dropped as [`TxDrop::TooBig`], which its sender should hear of: `mtu` is the most that the
+    /// engine and the packet's network take, in bytes, if there is a bound.
+    TooBig { mtu: Option<u32> },
 }
 
 /// Where [`Engine::open_batch`] puts what it opens.
@@ -357,7 +358,10 @@ impl Engine {
         };
         let dropped = |reason, packets| {
             self.tx_drops(Some(entry), reason, packets);
-            if reason == TxDrop::TooBig { Err(PlanEnd::Stop(Stop::TooBig)) } else { Ok(()) }
+            if reason != TxDrop::TooBig {
+                return Ok(());
+            }
+            Err(PlanEnd::Stop(Stop::TooBig { mtu: self.bound(entry) }))
         };
         // The key of a block is looked up with its first packet.
         let block = match block {

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::keys::Keys;
 use super::network::Network;
 use super::sa::{AeadKey, RxSa, TxCounter, TxSa};
+use super::table::Entry;
 use super::{Control, Engine};
 use crate::id::{Spi, Vni};
 use crate::key::SaKey;
@@ -202,16 +203,20 @@ impl Engine {
         })
     }
 
-    /// When [`Engine::handle_timeout`] has something to do next: an expiry, a switch of keys.
+    /// When [`Engine::handle_timeout`] has something to do next: an expiry, of a key or a path MTU, a switch of keys.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.table.load().entries().iter().filter_map(|entry| entry.keys.next_timeout()).min()
+        let due =
+            |entry: &Entry| [entry.keys.next_timeout(), entry.network.path_mtu.expiry()].into_iter().flatten().min();
+        self.table.load().entries().iter().filter_map(|entry| due(entry)).min()
     }
 
-    /// Erases expired keys and carries out switches that are due. Packets do not depend on it: an expired key
-    /// neither seals nor opens, and a switch that is due comes with the next packet.
+    /// Erases expired keys, carries out switches that are due, and forgets path MTUs that are too old. Packets do not
+    /// depend on it but for the last: an expired key neither seals nor opens, and a switch that is due comes with the next
+    /// packet.
     pub fn handle_timeout(&self, now: Instant) {
         let _control = self.control();
         self.sweep(now);
+        self.expire_path_mtus(now);
     }
 
     fn install_pair(

@@ -4,6 +4,7 @@
 use core::time::Duration;
 use std::sync::Arc;
 
+use super::path_mtu::RECENT;
 use super::sa::{AeadKey, PendingTx, RxSa, TxSa};
 use crate::counters::TxDrop;
 use crate::id::Spi;
@@ -19,6 +20,8 @@ const MAX_RX: usize = 16;
 pub(super) struct Keys {
     tx: Option<Arc<TxSa>>,
     pending: Option<Arc<PendingTx>>,
+    /// The association that sealed before `tx`: its SPI, and the last counter value.
+    former: Option<(Spi, u64)>,
     /// No two with one SPI, at most [`MAX_RX`].
     rx: Vec<Arc<RxSa>>,
 }
@@ -48,6 +51,9 @@ impl Keys {
     }
 
     pub(super) fn set_tx(&mut self, sa: Arc<TxSa>) {
+        let pending = self.pending.as_ref().map(|pending| &pending.sa).filter(|waiting| !Arc::ptr_eq(waiting, &sa));
+        let last_used = pending.into_iter().chain(&self.tx).find(|sa| sa.counter.last() > 0);
+        self.former = last_used.map(|sa| (sa.spi, sa.counter.last())).or(self.former);
         self.tx = Some(sa);
         self.pending = None;
     }
@@ -56,6 +62,14 @@ impl Keys {
     pub(super) fn set_pending(&mut self, rx_spi: Spi, deadline: Instant, sa: Arc<TxSa>) {
         let rx = self.find_rx(rx_spi.get()).cloned();
         self.pending = Some(Arc::new(PendingTx { rx_spi, rx, deadline, sa }));
+    }
+
+    /// Whether a packet with this SPI and counter was sent, and not long ago.
+    pub(super) fn has_sent(&self, spi: u32, counter: u64) -> bool {
+        let waiting = self.pending.as_ref().map(|pending| &*pending.sa);
+        let live = [self.tx.as_deref(), waiting].into_iter().flatten();
+        let mut known = live.map(|sa| (sa.spi, sa.counter.last())).chain(self.former);
+        known.any(|(own, last)| own.get() == spi && (1..=last).contains(&counter) && last - counter < RECENT)
     }
 
     pub(super) fn sends_with(&self, key: &SaKey) -> bool {
@@ -145,7 +159,7 @@ impl Keys {
         if self.next_timeout().is_none_or(|due| now < due) {
             return None;
         }
-        let mut keys = Keys { tx: self.tx.clone(), pending: self.pending.clone(), rx: Vec::new() };
+        let mut keys = Keys { tx: self.tx.clone(), pending: self.pending.clone(), former: self.former, rx: Vec::new() };
         if let Some(pending) = self.pending.as_ref().filter(|pending| pending.is_ready(now)) {
             keys.set_tx(pending.sa.clone());
         }

@@ -11,13 +11,14 @@ mod install;
 mod keepalive;
 mod keys;
 mod network;
+mod path_mtu;
 mod rx;
 mod sa;
 mod table;
 mod tx;
 
 use core::time::Duration;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -25,6 +26,7 @@ use arc_swap::ArcSwap;
 pub use batch::{BatchPacket, Destination, OpenSink, RunBuffer, RunLimits, SealSink, SealedBatch, SealedRun, Stop};
 pub use config::{EngineConfig, LocalEndpoint, Mode, NetworkConfig, NetworkError, Underlay};
 pub use install::{InstallError, RxSaStatus, SaPair, SaStatus, TxSaStatus, TxSwitch};
+pub use path_mtu::{PathMtu, PathMtuChange, PathMtuReason, PathMtuVerdict};
 pub use rx::RxVerdict;
 pub use tx::{LocalReply, TxVerdict};
 
@@ -45,6 +47,8 @@ pub struct Engine {
     flow_hash_key: Option<u64>,
     keepalive: Option<Duration>,
     inner_mtu: AtomicU32,
+    /// A network's path MTU has changed, and nobody has been told.
+    path_mtu_changed: AtomicBool,
     tx_key_history: Arc<TxKeyHistory>,
     table: ArcSwap<Table>,
     /// Serialises the control path.
@@ -76,6 +80,7 @@ impl Engine {
             flow_hash_key: config.source_port_hashing,
             keepalive: config.keepalive,
             inner_mtu: AtomicU32::new(config.inner_mtu.unwrap_or(UNLIMITED)),
+            path_mtu_changed: AtomicBool::new(false),
             tx_key_history: config.tx_key_history,
             table: ArcSwap::from_pointee(Table::empty()),
             control: Mutex::default(),

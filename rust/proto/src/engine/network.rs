@@ -3,6 +3,7 @@
 use core::time::Duration;
 use std::sync::atomic::AtomicU32;
 
+use super::path_mtu::LearnedMtu;
 use crate::counters::Counters;
 use crate::id::Vni;
 use crate::rate_limit::RateLimit;
@@ -16,6 +17,7 @@ pub(super) struct Network {
     pub(super) vni: Vni,
     pub(super) limit: RateLimit,
     pub(super) counters: Counters,
+    pub(super) path_mtu: LearnedMtu,
     /// Written by control calls, under their lock.
     pub(super) last_epoch: AtomicU32,
     /// When the next keepalive is due, in nanoseconds; never without a transmit key.
@@ -28,6 +30,7 @@ impl Network {
             vni,
             limit: RateLimit::new(rx_rate_limit),
             counters: Counters::default(),
+            path_mtu: LearnedMtu::new(),
             last_epoch: AtomicU32::new(0),
             keepalive_at: AtomicU64::new(NEVER),
         }

@@ -2,9 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::keys::Keys;
 use super::network::Network;
+use super::path_mtu::PathMtuReason;
 use super::{Engine, InstallError, LocalEndpoint, NetworkConfig, NetworkError, Underlay};
 use crate::id::{MacAddr, Vni};
 use crate::routes::{PeerRoutes, RouteError, RouteTable};
@@ -103,19 +105,24 @@ impl Engine {
         Ok(())
     }
 
-    /// Replaces peer, routes and rate limit of a VNI in one step; its associations and counters stay. On error
-    /// nothing has changed.
+    /// Replaces peer, routes and rate limit of a VNI in one step; its associations and counters stay, and so does what was
+    /// learned about the path, unless the peer's address is another one. On error nothing has changed.
     pub fn update_network(&self, network: NetworkConfig) -> Result<(), NetworkError> {
         let _control = self.control();
         let table = self.table.load();
         let at = table.position(network.vni).map_err(|_| NetworkError::Unknown(network.vni))?;
         let rx_rate_limit = network.rx_rate_limit;
         let mut entries = table.entries.clone();
-        let Entry { network: state, keys, .. } = Entry::clone(&entries[at]);
+        let Entry { network: state, keys, peer_ip, .. } = Entry::clone(&entries[at]);
         entries[at] = Arc::new(self.entry(state, keys, network)?);
+        let moved = entries[at].peer_ip != peer_ip;
         let updated = Arc::new(Table::build(entries, Some(at))?);
-        table.entries[at].network.limit.set(rx_rate_limit);
+        let network = &table.entries[at].network;
+        network.limit.set(rx_rate_limit);
         self.table.store(updated);
+        if moved && network.path_mtu.forget(PathMtuReason::PeerChanged) {
+            self.path_mtu_changed.store(true, Ordering::Release);
+        }
         Ok(())
     }
 

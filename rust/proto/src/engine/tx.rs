@@ -181,7 +181,7 @@ impl Engine {
     /// Bytes of a whole datagram or frame; `None`: the inner packet is too large, whatever the buffer.
     #[inline]
     pub(super) fn sealed_len(&self, entry: &Entry, inner_len: usize) -> Option<usize> {
-        let mtu = self.inner_mtu.load(Ordering::Relaxed);
+        let mtu = self.inner_mtu.load(Ordering::Relaxed).min(entry.network.path_mtu.inner());
         let len = entry.outer_len + SEAL_OVERHEAD + inner_len;
         (inner_len as u64 <= u64::from(mtu) && len <= entry.max_len).then_some(len)
     }

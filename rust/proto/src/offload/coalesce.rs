@@ -139,6 +139,15 @@ impl Coalescer {
         self.room = None;
     }
 
+    /// Lets `change` see each packet that has stayed by itself, before all are handed out.
+    pub fn change_single(&mut self, mut change: impl FnMut(Vni, &mut [u8])) {
+        self.uncover();
+        self.growing = None;
+        for place in self.packets.iter().filter(|place| place.grown.is_none()) {
+            change(place.vni, &mut self.buffer[place.start + self.front..place.end]);
+        }
+    }
+
     /// Completes the headers of what has grown, and returns all packets in their order.
     pub fn packets(&mut self) -> impl Iterator<Item = Coalesced<'_>> {
         self.uncover();

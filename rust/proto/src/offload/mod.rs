@@ -20,12 +20,18 @@ use crate::wire::inner::{IPV4_HEADER_LEN, IPV6_HEADER_LEN, Inner};
 /// What a device with vnet headers handed over, as an element of a batch. A checksum that the device left to be
 /// completed is completed in place. What contradicts its header becomes [`BatchPacket::Malformed`].
 pub fn outgoing<'a>(header: &VnetHeader, packet: &'a mut [u8]) -> BatchPacket<'a> {
+    outgoing_with(header, packet, |_| {})
+}
+
+/// The same, with `change` seeing each packet that is not to be cut, its checksum completed, before it goes on.
+pub fn outgoing_with<'a>(header: &VnetHeader, packet: &'a mut [u8], change: impl FnOnce(&mut [u8])) -> BatchPacket<'a> {
     if header.is_segmented() {
         return Segments::new(header, packet).map_or(BatchPacket::Malformed, BatchPacket::Segmented);
     }
     if header.flags & VnetHeader::NEEDS_CSUM != 0 && complete_checksum(header, packet).is_none() {
         return BatchPacket::Malformed;
     }
+    change(packet);
     BatchPacket::Whole(packet)
 }
 

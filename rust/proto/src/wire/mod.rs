@@ -11,6 +11,7 @@ pub mod geneve;
 pub mod icmp;
 pub mod inner;
 pub mod ipv6;
+pub mod mss;
 pub mod mtu;
 pub mod neighbor;
 pub mod outer;
