@@ -9,7 +9,8 @@ use icx_proto::Instant;
 
 use crate::pump::PumpError;
 use crate::readiness::{Direction, Readiness};
-use crate::sys::{self, ReceiveBatch, SendHeaders};
+use crate::sys::{self, ErrorSlot, ReceiveBatch, SendHeaders};
+use crate::told::{Hear, Retry, WINDOW};
 use crate::tun::Tun;
 use crate::udp::{Choice, Udp, send_run};
 
@@ -134,18 +135,30 @@ pub(crate) enum Received {
 
 impl Udp {
     /// Receives up to `limit` messages of those that are there for worker number `worker`, without waiting. Only a socket that
-    /// cannot be used any more is an error.
-    pub(crate) fn receive(&self, worker: usize, batch: &mut ReceiveBatch, limit: usize) -> Result<Received, PumpError> {
-        match sys::recvmmsg(self.base(worker), batch, limit) {
-            Ok(received) => Ok(Received::Messages(received)),
-            Err(source) => match source.raw_os_error() {
+    /// cannot be used any more is an error. `hear` hears what the socket is told of datagrams that were sent, where that is what it
+    /// has in place of messages.
+    pub(crate) fn receive(
+        &self,
+        worker: usize,
+        (batch, limit): (&mut ReceiveBatch, usize),
+        errors: &mut ErrorSlot,
+        hear: &mut Hear<'_>,
+    ) -> Result<Received, PumpError> {
+        let mut retry = Retry::default();
+        loop {
+            let source = match sys::recvmmsg(self.base(worker), batch, limit) {
+                Ok(received) => return Ok(Received::Messages(received)),
+                Err(source) if retry.is_due(&source, self.base_errors(worker), errors, hear) => continue,
+                Err(source) => source,
+            };
+            return match source.raw_os_error() {
                 Some(libc::EAGAIN | libc::EINTR) => Ok(Received::Nothing { pause: false }),
                 Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::EINVAL) => {
                     Err(PumpError::Socket { address: self.local_addr(), call: "recvmmsg", source })
                 }
-                // A pending error of the socket, now told, or a moment without memory.
+                // A moment without memory.
                 _ => Ok(Received::Nothing { pause: true }),
-            },
+            };
         }
     }
 }
@@ -181,6 +194,9 @@ pub struct ReceivedDatagram<'a> {
 /// was made.
 pub struct DatagramBatches {
     headers: SendHeaders,
+    errors: ErrorSlot,
+    /// When the sockets' errors are to be read next, also of those from which nothing is received.
+    hear_at: Instant,
     choices: Vec<Choice>,
     received: ReceiveBatch,
     count: usize,
@@ -192,6 +208,8 @@ impl Default for DatagramBatches {
     fn default() -> Self {
         DatagramBatches {
             headers: SendHeaders::new(BATCH),
+            errors: ErrorSlot::new(),
+            hear_at: Instant::from_nanos(0),
             choices: Vec::with_capacity(BATCH),
             received: ReceiveBatch::new(BATCH, RECEIVE_SLOT_BYTES),
             count: 0,
@@ -214,7 +232,8 @@ impl DatagramBatches {
             self.next = 0;
             self.count = 0;
             for worker in 0..udp.sockets() {
-                if let Received::Messages(count @ 1..) = udp.receive(worker, &mut self.received, BATCH)? {
+                let batch = (&mut self.received, BATCH);
+                if let Received::Messages(count @ 1..) = udp.receive(worker, batch, &mut self.errors, &mut |_| {})? {
                     self.count = count;
                     break;
                 }
@@ -222,8 +241,11 @@ impl DatagramBatches {
         }
         if self.count == 0 {
             for worker in 0..udp.sockets() {
+                // What is in the error queue would make it ready at once.
+                let (socket, queue) = udp.base_errors(worker);
+                queue.drain(socket, &mut self.errors, &mut |_| {});
                 readiness
-                    .arm(Direction::Read, udp.base(worker), token)
+                    .arm(Direction::Read, socket, token)
                     .map_err(|source| PumpError::Wait { call: "epoll_ctl", source })?;
             }
             return Ok(0);
@@ -250,17 +272,21 @@ impl DatagramBatches {
         (readiness, token): (&Readiness, u32),
         outcome: &mut dyn FnMut(usize, SendOutcome),
     ) -> Result<usize, PumpError> {
+        if self.hear_at <= now {
+            self.hear_at = now.saturating_add(WINDOW);
+            udp.hear(&mut self.errors, &mut |_| {});
+        }
         let datagrams = &datagrams[..datagrams.len().min(BATCH)];
         self.choices.clear();
         self.choices.extend(datagrams.iter().map(|datagram| udp.choose(datagram.source_port, now)));
         let mut next = 0;
         for run in self.choices.chunk_by(|a, b| a.socket == b.socket) {
             let (first, last) = (next, next + run.len());
-            let socket = udp.descriptor(run[0].socket);
+            let told = udp.errors(run[0].socket);
             let mut refused = [false; BATCH];
             next += send_run(
-                socket,
-                &mut self.headers,
+                told,
+                (&mut self.headers, &mut self.errors),
                 run.len(),
                 |from| {
                     let rest = &datagrams[first + from..last];
@@ -274,7 +300,7 @@ impl DatagramBatches {
             }
             if next < last {
                 readiness
-                    .arm(Direction::Write, socket, token)
+                    .arm(Direction::Write, told.0, token)
                     .map_err(|source| PumpError::Wait { call: "epoll_ctl", source })?;
                 break;
             }

@@ -5,6 +5,9 @@ use std::time::Duration;
 use icx_proto::Instant;
 use icx_proto::wire::icmp::{MAX_LEN, too_big};
 
+/// RFC 8200 section 5: what every IPv6 path carries.
+const IPV6_LEAST_MTU: u32 = 1280;
+
 /// How many messages may go out at once, and how often one more may. RFC 4443 section 2.4 (f) demands a limit; a sender
 /// that has learned the size sends no more packets that need one.
 const BURST: u32 = 32;
@@ -30,7 +33,14 @@ impl TooBig {
     ///
     /// It comes from the packet's own destination: the kernel takes no packet from a device that claims to come from one
     /// of its own addresses.
+    ///
+    /// RFC 8201 section 4: no sender of IPv6 is told less than 1280 bytes, and none of a packet that is no larger.
     pub(crate) fn reply(&mut self, now: Instant, packet: &[u8], mtu: u32, out: &mut [u8]) -> Option<usize> {
+        let is_ipv6 = packet.first().is_some_and(|first| first >> 4 == 6);
+        if is_ipv6 && packet.len() <= IPV6_LEAST_MTU as usize {
+            return None;
+        }
+        let mtu = if is_ipv6 { mtu.max(IPV6_LEAST_MTU) } else { mtu };
         self.refill(now);
         let left = self.tokens.checked_sub(1)?;
         let length = too_big(packet, mtu, None, out)?;

@@ -16,6 +16,7 @@ pub mod resolve;
 pub mod route;
 #[expect(unsafe_code, reason = "system calls; each operation says why it is sound")]
 mod sys;
+mod told;
 pub mod tun;
 pub mod udp;
 

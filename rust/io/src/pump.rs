@@ -20,16 +20,16 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use icx_proto::engine::Engine;
+use icx_proto::engine::{Engine, PathMtuChange};
 
 pub use idle::Latency;
 
 use crate::sys::{self, Interest};
-use crate::tun::Tun;
+use crate::tun::{Tun, TunError};
 use crate::udp::Udp;
 use worker::work;
 
@@ -41,11 +41,13 @@ pub struct PumpOptions {
     pub idle_wake: Duration,
     /// How long workers look for more to do before they sleep.
     pub latency: Latency,
+    /// Lower the segment size that passing TCP connections announce to what fits the tunnel (RFC 9293 section 3.7.1).
+    pub clamp_mss: bool,
 }
 
 impl Default for PumpOptions {
     fn default() -> Self {
-        PumpOptions { idle_wake: Duration::from_millis(250), latency: Latency::default() }
+        PumpOptions { idle_wake: Duration::from_millis(250), latency: Latency::default(), clamp_mss: false }
     }
 }
 
@@ -81,6 +83,8 @@ pub enum PumpNotice {
     /// The kernel refused to cut datagrams that were sent from the socket on `local`, and is asked to no more. Nothing was
     /// lost by that.
     SegmentationRefused { local: SocketAddr, errno: Option<i32>, message: String },
+    /// The largest packet of a network is another one from now on.
+    PathMtu(PathMtuChange),
 }
 
 impl PumpError {
@@ -167,6 +171,12 @@ pump_counters! {
     underlay_sends,
     /// Messages received, each of one datagram or more.
     underlay_receives,
+    /// Reports that a datagram did not fit its path, by ICMP or by this host, that were believed.
+    path_mtu_updates,
+    /// Such reports that proved nothing, or said nothing new.
+    path_mtu_ignored,
+    /// Reports by ICMP that a datagram did not arrive for another reason, which change nothing.
+    underlay_lost_reports,
 }
 
 /// Adds to a counter that only the calling thread writes.
@@ -178,6 +188,8 @@ fn count(counter: &AtomicU64, by: u64) {
 #[derive(Debug)]
 pub struct Pump {
     control: Arc<Control>,
+    /// While the workers run.
+    ends: Weak<Ends>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -214,12 +226,16 @@ impl Control {
         self.stop.load(Ordering::Acquire)
     }
 
-    /// Waits for one of `interests` or the stop; true when the first is ready.
-    fn wait<const N: usize>(&self, interests: [Interest<'_>; N], timeout: Option<Duration>) -> Result<bool, PumpError> {
+    /// Waits for one of `interests` or the stop; gives them back with what they are ready for.
+    fn wait<'a, const N: usize>(
+        &'a self,
+        interests: [Interest<'a>; N],
+        timeout: Option<Duration>,
+    ) -> Result<[Interest<'a>; N], PumpError> {
         let mut all = [Interest::readable(self.stop_event.as_fd()); 4];
         all[..N].copy_from_slice(&interests);
         sys::poll(&mut all[..=N], timeout).map_err(|source| PumpError::Wait { call: "ppoll", source })?;
-        Ok(all[0].is_ready())
+        Ok(std::array::from_fn(|at| all[at]))
     }
 
     /// Waits for the stop alone.
@@ -229,6 +245,7 @@ impl Control {
 }
 
 /// What the workers own together; it closes with the last of them.
+#[derive(Debug)]
 struct Ends {
     engine: Arc<Engine>,
     tun: Tun,
@@ -313,8 +330,8 @@ impl Pump {
             }
             gates.push(gate);
         }
+        let pump = Pump { control, ends: Arc::downgrade(&ends), threads: Mutex::new(threads) };
         drop(ends);
-        let pump = Pump { control, threads: Mutex::new(threads) };
         if let Err(error) = spawned {
             drop(gates);
             drop(pump);
@@ -340,6 +357,11 @@ impl Pump {
                 let _ = thread.join();
             }
         }
+    }
+
+    /// Gives the device another MTU, as [`Tun::set_mtu`]. After the end there is none, and nothing to do.
+    pub fn set_device_mtu(&self, mtu: u32) -> Result<(), TunError> {
+        self.ends.upgrade().map_or(Ok(()), |ends| ends.tun.set_mtu(mtu))
     }
 
     /// The counters as they stand, also after the end.

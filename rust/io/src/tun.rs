@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use icx_proto::offload::VnetHeader;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -71,7 +72,9 @@ impl Default for TunOffload {
 pub struct Tun {
     name: String,
     index: u32,
-    mtu: u32,
+    mtu: AtomicU32,
+    /// What the MTU must be at least, for the addresses that it was opened with.
+    least_mtu: u32,
     /// Nonblocking; one per queue, at least one.
     queues: Vec<File>,
     /// A virtio header of [`VnetHeader::LEN`] bytes stands before each packet, in both directions.
@@ -134,7 +137,9 @@ impl Tun {
     /// sends no router solicitations; duplicate address detection is off, as nobody else is on the link.
     pub fn open(config: TunConfig) -> Result<Tun, TunError> {
         let TunConfig { name, mtu, addresses, queues, offload } = config;
-        check(&name, mtu, &addresses)?;
+        check(&name, &addresses)?;
+        let least_mtu = least_mtu(&addresses);
+        check_mtu(mtu, least_mtu)?;
 
         let mut flags = libc::IFF_TUN | libc::IFF_NO_PI;
         if queues.get() > 1 {
@@ -157,8 +162,10 @@ impl Tun {
         let found =
             if has_headers { negotiate(&name, &open[0], offload)? } else { Found { offload, ..Found::default() } };
         let Found { offload, features, merges_udp } = found;
-        let mut tun = Tun { name, index: 0, mtu, queues: open, has_headers, offload, features, merges_udp };
-        tun.index = tun.configure(&addresses)?;
+        let at_first = AtomicU32::new(mtu);
+        let mut tun =
+            Tun { name, index: 0, mtu: at_first, least_mtu, queues: open, has_headers, offload, features, merges_udp };
+        tun.index = tun.configure(mtu, &addresses)?;
         Ok(tun)
     }
 
@@ -171,9 +178,21 @@ impl Tun {
         self.index
     }
 
-    /// The MTU it was opened with; an administrator may have changed the device's since.
+    /// The MTU it was last given here; an administrator may have changed the device's since.
     pub fn mtu(&self) -> u32 {
-        self.mtu
+        self.mtu.load(Ordering::Relaxed)
+    }
+
+    /// Gives the device another MTU: 68 to 65535, at least 1280 where it was opened with an IPv6 address, which the kernel
+    /// would take away below.
+    ///
+    /// Needs CAP_NET_ADMIN, in the network namespace of the device, which must be the calling thread's.
+    pub fn set_mtu(&self, mtu: u32) -> Result<(), TunError> {
+        check_mtu(mtu, self.least_mtu)?;
+        let mut netlink = Netlink::open().map_err(|source| configure_error(&self.name, "set the MTU", source))?;
+        self.request_mtu(&mut netlink, self.index, mtu, None)?;
+        self.mtu.store(mtu, Ordering::Relaxed);
+        Ok(())
     }
 
     pub fn queues(&self) -> usize {
@@ -237,7 +256,7 @@ impl Tun {
     }
 
     /// Sets MTU, queue length, addresses and the up flag; returns the interface index.
-    fn configure(&self, addresses: &[(IpAddr, u8)]) -> Result<u32, TunError> {
+    fn configure(&self, mtu: u32, addresses: &[(IpAddr, u8)]) -> Result<u32, TunError> {
         let failed = |action: &str, source| configure_error(&self.name, action, source);
         let mut netlink = Netlink::open().map_err(|source| failed("look up the index", source))?;
 
@@ -254,23 +273,7 @@ impl Tun {
             })
             .map_err(|source| failed("look up the index", source))?;
 
-        let mut request = LinkMessage::default();
-        request.header.index = index;
-        request.attributes.extend([LinkAttribute::Mtu(self.mtu), LinkAttribute::TxQueueLen(TX_QUEUE_PACKETS)]);
-        netlink
-            .request(RouteNetlinkMessage::SetLink(request), 0)
-            .map_err(|source| failed(&format!("set the MTU ({})", self.mtu), source))?;
-
-        if let Some(most) = most_uncut_bytes(self.mtu) {
-            let mut request = LinkMessage::default();
-            request.header.index = index;
-            request.attributes.push(LinkAttribute::GsoMaxSize(most));
-            match netlink.request(RouteNetlinkMessage::SetLink(request), 0) {
-                // It saves a send now and then; a kernel that does not let it be set is as good.
-                Err(NetlinkError::Refused(_)) | Ok(_) => {}
-                Err(source) => return Err(failed("set the largest size", source)),
-            }
-        }
+        self.request_mtu(&mut netlink, index, mtu, Some(LinkAttribute::TxQueueLen(TX_QUEUE_PACKETS)))?;
 
         let mut request = LinkMessage::default();
         request.header.index = index;
@@ -306,9 +309,39 @@ impl Tun {
         // The index stays the device's for its life; what else the kernel settled on is looked up when needed.
         link::by_index(&mut netlink, index)
             .map_err(|source| failed("look up the state", source))?
-            .filter(|link| link.up && link.mtu == self.mtu)
+            .filter(|link| link.up && link.mtu == mtu)
             .ok_or_else(|| failed("check the state", NetlinkError::Malformed("not as it was set".to_owned())))?;
         Ok(index)
+    }
+
+    /// Sets the MTU, and with it `other`, and what goes with it.
+    fn request_mtu(
+        &self,
+        netlink: &mut Netlink,
+        index: u32,
+        mtu: u32,
+        other: Option<LinkAttribute>,
+    ) -> Result<(), TunError> {
+        let failed = |action: &str, source| configure_error(&self.name, action, source);
+        let mut request = LinkMessage::default();
+        request.header.index = index;
+        request.attributes.push(LinkAttribute::Mtu(mtu));
+        request.attributes.extend(other);
+        netlink
+            .request(RouteNetlinkMessage::SetLink(request), 0)
+            .map_err(|source| failed(&format!("set the MTU ({mtu})"), source))?;
+
+        if let Some(most) = most_uncut_bytes(mtu) {
+            let mut request = LinkMessage::default();
+            request.header.index = index;
+            request.attributes.push(LinkAttribute::GsoMaxSize(most));
+            match netlink.request(RouteNetlinkMessage::SetLink(request), 0) {
+                // It saves a send now and then; a kernel that does not let it be set is as good.
+                Err(NetlinkError::Refused(_)) | Ok(_) => {}
+                Err(source) => return Err(failed("set the largest size", source)),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -355,7 +388,7 @@ fn most_uncut_bytes(mtu: u32) -> Option<u32> {
     (segments > 1).then(|| segments * mtu.saturating_sub(40) + 40)
 }
 
-fn check(name: &str, mtu: u32, addresses: &[(IpAddr, u8)]) -> Result<(), TunError> {
+fn check(name: &str, addresses: &[(IpAddr, u8)]) -> Result<(), TunError> {
     if !is_valid_name(name) {
         return Err(TunError::BadName(name.to_owned()));
     }
@@ -365,8 +398,15 @@ fn check(name: &str, mtu: u32, addresses: &[(IpAddr, u8)]) -> Result<(), TunErro
             return Err(TunError::BadAddress { address, prefix, most });
         }
     }
+    Ok(())
+}
+
+fn least_mtu(addresses: &[(IpAddr, u8)]) -> u32 {
     let with_ipv6 = addresses.iter().any(|(address, _)| address.is_ipv6());
-    let least = if with_ipv6 { IPV6_LEAST_MTU } else { *MTU_RANGE.start() };
+    if with_ipv6 { IPV6_LEAST_MTU } else { *MTU_RANGE.start() }
+}
+
+fn check_mtu(mtu: u32, least: u32) -> Result<(), TunError> {
     if mtu < least || !MTU_RANGE.contains(&mtu) {
         return Err(TunError::BadMtu { given: mtu, least });
     }

@@ -18,7 +18,8 @@ use icx_proto::engine::{RunBuffer, RunLimits, SealedRun};
 use icx_proto::{Instant, Vni};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use crate::sys::{self, Outgoing, SendHeaders};
+use crate::sys::{self, ErrorSlot, Outgoing, SendHeaders};
+use crate::told::{self, ErrorQueue, Hear, Retry, Told};
 
 /// How many sockets on hashed ports there may be.
 pub(crate) const PORT_SLOTS: usize = 64;
@@ -136,11 +137,18 @@ pub struct Udp {
     offload: UdpOffload,
 }
 
-/// A socket, and whether the kernel cuts runs for it.
+/// A socket, whether the kernel cuts runs for it, and what it is told.
 #[derive(Debug)]
 struct Sending {
     socket: Socket,
     segments: AtomicBool,
+    errors: ErrorQueue,
+}
+
+impl Sending {
+    fn new(socket: Socket, local: SocketAddr, segments: bool) -> Self {
+        Sending { socket, segments: AtomicBool::new(segments), errors: ErrorQueue::new(local.is_ipv6()) }
+    }
 }
 
 impl Udp {
@@ -186,7 +194,7 @@ impl Udp {
         }
         let segments = offload.segment && can_segment(&bases[0]);
         let hashed = source_port_hashing.then(|| HashedPorts::new(local, only_v6, segments));
-        let bases = bases.into_iter().map(|socket| Sending { socket, segments: AtomicBool::new(segments) }).collect();
+        let bases = bases.into_iter().map(|socket| Sending::new(socket, local, segments)).collect();
         Ok(Udp { bases, local, hashed, offload: UdpOffload { segment: segments, merge: merges } })
     }
 
@@ -234,15 +242,32 @@ impl Udp {
         }
     }
 
-    /// The descriptor of a socket, of the first base for that.
-    pub(crate) fn descriptor(&self, index: SocketIndex) -> BorrowedFd<'_> {
-        self.socket(index, 0).socket.as_fd()
-    }
-
     /// A socket as worker number `worker` sees it.
     fn socket(&self, index: SocketIndex, worker: usize) -> &Sending {
         let hashed = index.slot().and_then(|slot| self.hashed.as_ref()?.slots.get(slot)?.socket.get());
         hashed.unwrap_or_else(|| self.base_of(worker))
+    }
+
+    /// The socket on which worker number `worker` receives, and its error queue.
+    pub(crate) fn base_errors(&self, worker: usize) -> (BorrowedFd<'_>, &ErrorQueue) {
+        let base = self.base_of(worker);
+        (base.socket.as_fd(), &base.errors)
+    }
+
+    /// The descriptor of a socket that sends, of the first base for that, and its error queue.
+    pub(crate) fn errors(&self, index: SocketIndex) -> (BorrowedFd<'_>, &ErrorQueue) {
+        let sending = self.socket(index, 0);
+        (sending.socket.as_fd(), &sending.errors)
+    }
+
+    /// Hears what all sockets have been told, also those on which nobody waits, and begins a new window. To be called once
+    /// in each.
+    pub(crate) fn hear(&self, slot: &mut ErrorSlot, hear: &mut Hear<'_>) {
+        let hashed = self.hashed.iter().flat_map(|hashed| &hashed.slots).filter_map(|slot| slot.socket.get());
+        for Sending { socket, errors, .. } in self.bases.iter().chain(hashed) {
+            errors.drain(socket.as_fd(), slot, hear);
+            errors.next_window(socket.as_fd());
+        }
     }
 
     /// `address` in the family of the sockets: IPv4 is mapped on an IPv6 socket.
@@ -319,7 +344,7 @@ impl HashedPorts {
         match bind(address, self.only_v6, false).ok().and_then(|socket| send_only(&socket).ok().map(|()| socket)) {
             // When another thread was quicker, its socket stays and this one closes.
             Some(socket) => {
-                slot.socket.get_or_init(|| Sending { socket, segments: AtomicBool::new(self.segments) });
+                slot.socket.get_or_init(|| Sending::new(socket, self.local, self.segments));
                 hashed
             }
             None if slot.socket.get().is_some() => hashed,
@@ -338,6 +363,7 @@ fn bind(address: SocketAddr, only_v6: bool, shared: bool) -> Result<Socket, UdpE
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP))
         .map_err(failed("socket"))?;
     set_wire_options(&socket, address, only_v6)
+        .and_then(|()| told::listen(socket.as_fd(), address.is_ipv6(), true))
         .and_then(|()| if shared { socket.set_reuse_port(true) } else { Ok(()) })
         .map_err(failed("setsockopt"))?;
     socket.bind(&address.into()).map_err(|source| match source.raw_os_error() {
@@ -364,8 +390,8 @@ fn set_wire_options(socket: &Socket, address: SocketAddr, only_v6: bool) -> io::
     // On a dual-stack socket too: these are for what goes to mapped addresses.
     socket.set_ttl_v4(TTL)?;
     socket.set_tos_v4(0)?;
-    // DF on every datagram, and no attention to path MTUs learned from ICMP, which anybody can forge: a datagram is
-    // refused (EMSGSIZE) only when it does not fit the interface.
+    // DF on every datagram, and the kernel pays no attention to path MTUs learned from ICMP, which anybody can forge: it
+    // refuses a datagram (EMSGSIZE) only when that does not fit the interface. The engine decides what is to be believed.
     sys::set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)
 }
 
@@ -394,6 +420,9 @@ pub(crate) trait SendEvents {
     /// The kernel refused this many datagrams of a network, or they were given up.
     fn failed(&mut self, vni: Vni, datagrams: u64, error: &io::Error);
 
+    /// Something is told of a datagram that was sent, this one or an earlier one.
+    fn told(&mut self, told: Told<'_>);
+
     /// The kernel does not cut for the socket on `local` after all: it is asked to no more, and nothing was lost by that.
     fn segmentation_refused(&mut self, local: SocketAddr, error: &io::Error);
 }
@@ -413,12 +442,14 @@ pub(crate) struct Sent {
 /// was made for.
 pub(crate) struct Sender {
     headers: SendHeaders,
+    errors: ErrorSlot,
     queue: Vec<(usize, SocketIndex)>,
 }
 
 impl Sender {
     pub(crate) fn new(runs: usize) -> Self {
-        Sender { headers: SendHeaders::new(SEND_MESSAGES), queue: Vec::with_capacity(runs) }
+        let headers = SendHeaders::new(SEND_MESSAGES);
+        Sender { headers, errors: ErrorSlot::new(), queue: Vec::with_capacity(runs) }
     }
 
     /// Sends what is `sealed`, for worker number `worker`: socket by socket, in order within each.
@@ -443,7 +474,7 @@ impl Sender {
             let same = stable_partition(rest, |entry| entry.1 == socket);
             let (same, others) = rest.split_at_mut(same);
             let queue = SocketQueue { udp, socket: udp.socket(socket, worker), sealed, queue: same };
-            queue.send(&mut self.headers, events, &mut done);
+            queue.send((&mut self.headers, &mut self.errors), events, &mut done);
             rest = others;
         }
         done
@@ -474,8 +505,15 @@ struct Trial {
 }
 
 impl SocketQueue<'_> {
-    fn send(&self, headers: &mut SendHeaders, events: &mut impl SendEvents, done: &mut Sent) {
+    fn send(
+        &self,
+        (headers, errors): (&mut SendHeaders, &mut ErrorSlot),
+        events: &mut impl SendEvents,
+        done: &mut Sent,
+    ) {
         let fd = self.socket.socket.as_fd();
+        let told = (fd, &self.socket.errors);
+        let mut retry = Retry::default();
         let mut next = Place::default();
         let mut trial: Option<Trial> = None;
         while next.run < self.queue.len() {
@@ -490,12 +528,16 @@ impl SocketQueue<'_> {
                         trial.acquitted |= next.datagram == 0;
                     }
                     done.messages += messages as u64;
+                    retry = Retry::default();
                     for _ in 0..messages {
                         done.sent += self.advance(&mut next, whole);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if retry.is_due(&error, told, errors, &mut |news| events.told(news)) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // What is in the error queue would end the wait at once.
+                    self.socket.errors.drain(fd, errors, &mut |news| events.told(news));
                     if !events.wait(fd) {
                         while next.run < self.queue.len() {
                             done.failed += self.fail(&mut next, true, &error, events);
@@ -504,8 +546,12 @@ impl SocketQueue<'_> {
                 }
                 Err(error) if whole && self.run(next).count - next.datagram > 1 && may_be_segmentation(&error) => {
                     trial = Some(Trial { run: next.run, error, acquitted: false });
+                    retry = Retry::default();
                 }
-                Err(error) => done.failed += self.fail(&mut next, whole, &error, events),
+                Err(error) => {
+                    done.failed += self.fail(&mut next, whole, &error, events);
+                    retry = Retry::default();
+                }
             }
         }
         if let Some(ended) = trial {
@@ -569,26 +615,38 @@ fn may_be_segmentation(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE))
 }
 
-/// Sends `count` datagrams from one socket, in order, until it takes no more for the moment; returns how many it took or refused.
+/// Sends `count` datagrams from one socket, in order, until it takes no more for the moment; returns how many it took or refused. What
+/// the socket is told of earlier ones is forgotten.
 /// `datagrams` gives those from an index on. `refused` hears of each that the kernel did not take: it is gone, and the next ones may
 /// well pass.
 pub(crate) fn send_run<'a, I: Iterator<Item = (SocketAddr, &'a [u8])>>(
-    socket: BorrowedFd<'_>,
-    headers: &mut SendHeaders,
+    told: (BorrowedFd<'_>, &ErrorQueue),
+    (headers, errors): (&mut SendHeaders, &mut ErrorSlot),
     count: usize,
     datagrams: impl Fn(usize) -> I,
     refused: &mut dyn FnMut(usize, &io::Error),
 ) -> usize {
+    let (socket, queue) = told;
+    let mut retry = Retry::default();
     let mut next = 0;
     while next < count {
         let messages = datagrams(next).map(|(to, payload)| Outgoing { to, payload, segment_size: None });
         match sys::sendmmsg(socket, headers, messages) {
-            Ok(sent) => next += sent,
+            Ok(sent) => {
+                next += sent;
+                retry = Retry::default();
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if retry.is_due(&error, told, errors, &mut |_| {}) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // What is in the error queue would end the wait at once.
+                queue.drain(socket, errors, &mut |_| {});
+                break;
+            }
             Err(error) => {
                 refused(next, &error);
                 next += 1;
+                retry = Retry::default();
             }
         }
     }
@@ -674,6 +732,8 @@ mod tests {
         fn failed(&mut self, vni: Vni, datagrams: u64, error: &io::Error) {
             self.failed.push((vni.get(), datagrams, error.raw_os_error().unwrap()));
         }
+
+        fn told(&mut self, _told: crate::told::Told<'_>) {}
 
         fn segmentation_refused(&mut self, local: SocketAddr, error: &io::Error) {
             self.refused.push((local, error.raw_os_error().unwrap()));

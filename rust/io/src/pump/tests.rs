@@ -439,7 +439,8 @@ fn where_the_kernel_refuses_to_cut_everything_arrives_and_the_pump_tells_once() 
     transfer(&nodes, 1, overlay_v4, 8 << 20);
     for (counters, node) in stop_and_add_up(&nodes).iter().zip(&nodes) {
         assert_eq!((counters.underlay_sends, counters.underlay_send_errors), (counters.underlay_sent, 0));
-        let PumpNotice::SegmentationRefused { local, errno, .. } = node.notices.try_recv().unwrap();
+        let notice = node.notices.try_recv().unwrap();
+        let PumpNotice::SegmentationRefused { local, errno, .. } = notice else { panic!("{notice:?}") };
         assert_eq!((local.port(), errno), (6081, Some(libc::EINVAL)));
         assert!(node.notices.try_recv().is_err(), "told once");
     }

@@ -6,9 +6,10 @@ use std::os::fd::BorrowedFd;
 use std::thread;
 use std::time::Duration;
 
-use icx_proto::engine::{BatchPacket, Destination, RunBuffer, Stop, TxVerdict};
-use icx_proto::offload::{CoalesceOptions, Coalescer, VnetHeader, outgoing};
+use icx_proto::engine::{BatchPacket, Destination, PathMtuVerdict, RunBuffer, Stop, TxVerdict};
+use icx_proto::offload::{CoalesceOptions, Coalescer, VnetHeader, outgoing_with};
 use icx_proto::wire::flow_hash::flow_hash;
+use icx_proto::wire::mss::Syn;
 use icx_proto::{Instant, Vni};
 
 use super::idle::Idle;
@@ -16,7 +17,8 @@ use super::{Control, Ends, PumpError, PumpNotice, WorkerCounters, count};
 use crate::clock;
 use crate::ends::{MAX_PACKET_BYTES, RECEIVE_SLOT_BYTES, Received};
 use crate::icmp::TooBig;
-use crate::sys::{Interest, ReceiveBatch};
+use crate::sys::{ErrorSlot, Interest, ReceiveBatch};
+use crate::told::{self, Told};
 use crate::udp::{RUN_LIMITS, SendEvents, Sender};
 
 /// What the device hands over in one read.
@@ -64,8 +66,11 @@ pub(super) struct Worker<'a> {
     receive_limit: usize,
     opened: Coalescer,
     too_big: TooBig,
-    /// Numbers of the packets of the batch that were too big.
-    oversized: Vec<usize>,
+    /// Numbers of the packets of the batch that were too big, and what would not have been, where that is bounded.
+    oversized: Vec<(usize, Option<u32>)>,
+    errors: ErrorSlot,
+    /// When the first worker reads what all sockets were told.
+    hear_at: Instant,
     idle: Idle,
 }
 
@@ -90,6 +95,8 @@ impl<'a> Worker<'a> {
             }),
             too_big: TooBig::new(now),
             oversized: Vec::with_capacity(READ_PACKETS),
+            errors: ErrorSlot::new(),
+            hear_at: now,
             idle: Idle::new(ends.options.latency, now),
         }
     }
@@ -110,10 +117,21 @@ impl<'a> Worker<'a> {
             } else {
                 let tun = Interest::readable(self.ends.tun.queue_fd(self.number));
                 let udp = Interest::readable(self.ends.udp.base(self.number));
-                self.port.control.wait([tun, udp], self.sleep(now))?;
+                let [_, udp] = self.port.control.wait([tun, udp], self.sleep(now))?;
+                if udp.has_error() {
+                    // Left in the queue it would end the next wait at once.
+                    self.hear_own(clock::now());
+                }
             }
         }
         Ok(())
+    }
+
+    /// Hears what the worker's own socket was told.
+    fn hear_own(&mut self, now: Instant) {
+        let (socket, queue) = self.ends.udp.base_errors(self.number);
+        let listener = self.port.listener();
+        queue.drain(socket, &mut self.errors, &mut |told| listener.told(now, told));
     }
 
     /// Sends what is due of itself, and lets the engine expire and switch keys.
@@ -121,6 +139,13 @@ impl<'a> Worker<'a> {
         let engine = &self.ends.engine;
         if engine.poll_timeout().is_some_and(|due| due <= now) {
             engine.handle_timeout(now);
+        }
+        if self.hear_at <= now {
+            self.hear_at = now.saturating_add(told::WINDOW);
+            let listener = self.port.listener();
+            self.ends.udp.hear(&mut self.errors, &mut |told| listener.told(now, told));
+            // What has expired, and what control calls changed.
+            listener.tell_path_mtus();
         }
         if engine.next_keepalive().is_some_and(|due| due <= now) {
             while let Some(verdict) = engine.to_phy(now, self.sealed.space()) {
@@ -149,7 +174,7 @@ impl<'a> Worker<'a> {
         }
         let engine = &self.ends.engine;
         let mut packets = recycle(std::mem::take(&mut self.packets));
-        self.read.packets(&mut packets);
+        self.read.packets(&mut packets, &|packet| self.port.clamp_outbound(packet));
         let segments = packets.iter().map(|packet| packet.packets()).sum();
         count(&self.port.counters.device_read_packets, segments);
         let mut delivered = Ok(());
@@ -159,7 +184,7 @@ impl<'a> Worker<'a> {
             done += batch.packets;
             match batch.stopped {
                 Some(Stop::Reply(reply)) => delivered = delivered.and(self.port.reply(reply.as_bytes())),
-                Some(Stop::TooBig) => self.oversized.push(done - 1),
+                Some(Stop::TooBig { mtu }) => self.oversized.push((done - 1, mtu)),
                 Some(_) => {}
                 None if done < packets.len() => self.port.send(now, &mut self.sealed),
                 None => {}
@@ -167,8 +192,8 @@ impl<'a> Worker<'a> {
         }
         self.packets = recycle(packets);
         self.port.send(now, &mut self.sealed);
-        let mtu = engine.inner_mtu().unwrap_or(self.ends.tun.mtu());
-        for number in self.oversized.drain(..) {
+        for (number, mtu) in self.oversized.drain(..) {
+            let mtu = mtu.unwrap_or(self.ends.tun.mtu());
             let packet = self.read.packet(number);
             let mut reply = [0; TooBig::MAX_BYTES];
             if let Some(length) = self.too_big.reply(now, packet, mtu, &mut reply) {
@@ -180,8 +205,10 @@ impl<'a> Worker<'a> {
 
     /// From the socket to the device, as much as one batch holds. False: there was nothing.
     fn inbound(&mut self, now: Instant) -> Result<bool, PumpError> {
-        let Worker { ends, port, received, opened, .. } = self;
-        match ends.udp.receive(self.number, received, self.receive_limit)? {
+        let Worker { ends, port, received, opened, errors, .. } = self;
+        let listener = port.listener();
+        let batch = (&mut *received, self.receive_limit);
+        match ends.udp.receive(self.number, batch, errors, &mut |told| listener.told(now, told))? {
             Received::Messages(_) => {}
             // Readable as it may be, the socket gave nothing.
             Received::Nothing { pause: true } => return port.control.pause(Duration::from_millis(1)).map(|()| false),
@@ -288,15 +315,16 @@ impl ReadBatch {
         result
     }
 
-    /// Appends the packets to an empty vector, for the engine.
-    fn packets<'b>(&'b mut self, packets: &mut Vec<BatchPacket<'b>>) {
+    /// Appends the packets to an empty vector, for the engine; `change` sees those that are not to be cut.
+    fn packets<'b>(&'b mut self, packets: &mut Vec<BatchPacket<'b>>, change: &impl Fn(&mut [u8])) {
         let mut rest = &mut self.buffer[..];
         for &length in &self.lengths {
             let (whole, others) = rest.split_at_mut(length);
             packets.push(if self.header == 0 {
+                change(whole);
                 BatchPacket::Whole(whole)
             } else if let Some((header, packet)) = whole.split_first_chunk_mut() {
-                outgoing(&VnetHeader::parse(header), packet)
+                outgoing_with(&VnetHeader::parse(header), packet, change)
             } else {
                 BatchPacket::Malformed
             });
@@ -320,13 +348,36 @@ struct Port<'a> {
     sender: Sender,
 }
 
-impl Port<'_> {
+impl<'a> Port<'a> {
+    fn listener(&self) -> Listener<'a> {
+        Listener { ends: self.ends, control: self.control, counters: self.counters }
+    }
+
+    /// Lowers the segment size that a packet from the device announces, where that is wanted.
+    #[inline]
+    fn clamp_outbound(&self, packet: &mut [u8]) {
+        if self.ends.options.clamp_mss
+            && let Some(syn) = Syn::parse(packet)
+        {
+            let mtu = self.ends.engine.inner_mtu_for(packet);
+            syn.clamp(packet, self.ends.tun.mtu().min(mtu.unwrap_or(u32::MAX)));
+        }
+    }
+
+    /// The same for a packet to the device.
+    fn clamp_inbound(&self, vni: Vni, packet: &mut [u8]) {
+        if let Some(syn) = Syn::parse(packet) {
+            let mtu = self.ends.engine.network_inner_mtu(vni);
+            syn.clamp(packet, self.ends.tun.mtu().min(mtu.unwrap_or(u32::MAX)));
+        }
+    }
+
     /// Sends what is sealed. What the kernel refuses is counted and gone: the next packets may well pass.
     fn send(&mut self, now: Instant, sealed: &mut RunBuffer) {
         if sealed.is_empty() {
             return;
         }
-        let mut events = Events { ends: self.ends, control: self.control, patience_ends: None };
+        let mut events = Events { listener: self.listener(), now, patience_ends: None };
         let sent = self.sender.send(&self.ends.udp, self.number, now, sealed, &mut events);
         sealed.clear();
         count(&self.counters.underlay_sends, sent.messages);
@@ -337,6 +388,9 @@ impl Port<'_> {
 
     /// Hands the device what was opened.
     fn deliver(&self, opened: &mut Coalescer) -> Result<(), PumpError> {
+        if self.ends.options.clamp_mss {
+            opened.change_single(|vni, packet| self.clamp_inbound(vni, packet));
+        }
         let mut result = Ok(());
         for packet in opened.packets() {
             let queue = self.queue_of(packet.packet());
@@ -374,10 +428,40 @@ impl Port<'_> {
     }
 }
 
-/// What a worker answers its sender.
-struct Events<'a> {
+/// Takes in what is told of datagrams that were sent.
+#[derive(Clone, Copy)]
+struct Listener<'a> {
     ends: &'a Ends,
     control: &'a Control,
+    counters: &'a WorkerCounters,
+}
+
+impl Listener<'_> {
+    fn told(&self, now: Instant, told: Told<'_>) {
+        let Told::TooBig { to, mtu, quote } = told else {
+            count(&self.counters.underlay_lost_reports, 1);
+            return;
+        };
+        match self.ends.engine.path_mtu_reported(now, to, mtu, quote) {
+            PathMtuVerdict::Believed => {
+                count(&self.counters.path_mtu_updates, 1);
+                self.tell_path_mtus();
+            }
+            PathMtuVerdict::Ignored => count(&self.counters.path_mtu_ignored, 1),
+        }
+    }
+
+    fn tell_path_mtus(&self) {
+        while let Some(change) = self.ends.engine.next_path_mtu_change() {
+            (self.control.on_notice)(PumpNotice::PathMtu(change));
+        }
+    }
+}
+
+/// What a worker answers its sender.
+struct Events<'a> {
+    listener: Listener<'a>,
+    now: Instant,
     patience_ends: Option<Instant>,
 }
 
@@ -387,16 +471,20 @@ impl SendEvents for Events<'_> {
         let end = *self.patience_ends.get_or_insert(now.saturating_add(SEND_PATIENCE));
         let left = end.saturating_since(now);
         !left.is_zero()
-            && !self.control.is_stopped()
-            && self.control.wait([Interest::writable(socket)], Some(left)).unwrap_or(false)
+            && !self.listener.control.is_stopped()
+            && self.listener.control.wait([Interest::writable(socket)], Some(left)).is_ok_and(|[room]| room.is_ready())
     }
 
     fn failed(&mut self, vni: Vni, datagrams: u64, _error: &io::Error) {
-        self.ends.engine.count_tx_errors(vni, datagrams);
+        self.listener.ends.engine.count_tx_errors(vni, datagrams);
+    }
+
+    fn told(&mut self, told: Told<'_>) {
+        self.listener.told(self.now, told);
     }
 
     fn segmentation_refused(&mut self, local: SocketAddr, error: &io::Error) {
         let (errno, message) = (error.raw_os_error(), error.to_string());
-        (self.control.on_notice)(PumpNotice::SegmentationRefused { local, errno, message });
+        (self.listener.control.on_notice)(PumpNotice::SegmentationRefused { local, errno, message });
     }
 }

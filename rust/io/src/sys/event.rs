@@ -37,6 +37,11 @@ impl<'a> Interest<'a> {
         Interest { poll, owner: std::marker::PhantomData }
     }
 
+    /// It has an error to tell, or something in its error queue.
+    pub(crate) fn has_error(&self) -> bool {
+        self.poll.revents & libc::POLLERR != 0
+    }
+
     /// The next operation on it will not block: it is ready, or has an error to tell.
     pub(crate) fn is_ready(&self) -> bool {
         self.poll.revents != 0

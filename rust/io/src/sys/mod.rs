@@ -19,6 +19,9 @@ pub(crate) use event::{Interest, event_fd, poll};
 #[cfg(test)]
 pub(crate) use netns::{enter_network_namespace, unshare_network_namespace};
 pub(crate) use process::set_parent_death_signal;
-pub(crate) use socket::{Outgoing, ReceiveBatch, Received, SendHeaders, recvmmsg, sendmmsg, set_option};
+pub(crate) use socket::{
+    ErrorOrigin, ErrorSlot, Outgoing, ReceiveBatch, Received, SendHeaders, SocketError, receive_error, recvmmsg,
+    sendmmsg, set_option,
+};
 pub(crate) use time::clock_boottime;
 pub(crate) use tun::{tun_attach, tun_set_header_size, tun_set_offload};

@@ -313,3 +313,107 @@ pub(crate) fn recvmmsg(socket: BorrowedFd<'_>, batch: &mut ReceiveBatch, limit: 
         Err(_) => Err(io::Error::last_os_error()),
     }
 }
+
+/// Who found that a datagram could not be delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ErrorOrigin {
+    /// This host, when it was to be sent.
+    Local,
+    /// ICMP and ICMPv6 messages.
+    Icmp,
+    Icmpv6,
+    Other,
+}
+
+/// What is told of a datagram that was sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SocketError<'a> {
+    pub(crate) origin: ErrorOrigin,
+    pub(crate) errno: u32,
+    /// Type and code of the ICMP message.
+    pub(crate) kind: u8,
+    pub(crate) code: u8,
+    /// The MTU, where the error is about that.
+    pub(crate) info: u32,
+    /// Where the datagram was to go; `None` when the kernel gave no internet address.
+    pub(crate) to: Option<SocketAddr>,
+    /// What the message quotes of its UDP payload, as far as there is room; nothing of errors of this host.
+    pub(crate) quote: &'a [u8],
+}
+
+/// `IP_RECVERR` or `IPV6_RECVERR`, as the kernel lays it out.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct ErrorControl {
+    header: libc::cmsghdr,
+    error: libc::sock_extended_err,
+    /// The address of who sent the ICMP message.
+    offender: [u8; V6_NAME_BYTES as usize],
+}
+
+const _: () = assert!(mem::offset_of!(ErrorControl, error) == CONTROL_HEADER);
+
+/// Room for one error of a socket, and as much of a quote as is looked at.
+pub(crate) struct ErrorSlot {
+    quote: [u8; Self::QUOTE_BYTES],
+}
+
+impl ErrorSlot {
+    const QUOTE_BYTES: usize = 64;
+
+    pub(crate) const fn new() -> Self {
+        ErrorSlot { quote: [0; Self::QUOTE_BYTES] }
+    }
+}
+
+/// Takes the next error of a socket that has `IP_RECVERR` or `IPV6_RECVERR`, without blocking; `None`: there is none.
+///
+/// `recvmsg(2)` with `MSG_ERRQUEUE`; needs no capability. Errors: EINTR, ENOMEM. The errno of what is taken is also what the next
+/// send or receive fails with, once, where it came with ICMP (`sk_err`; `__udp4_lib_err` in net/ipv4/udp.c); what this host says
+/// itself has failed the send that it is about.
+pub(crate) fn receive_error<'a>(
+    socket: BorrowedFd<'_>,
+    slot: &'a mut ErrorSlot,
+) -> io::Result<Option<SocketError<'a>>> {
+    let mut name = Name::UNSPECIFIED;
+    // SAFETY: integers (and padding) throughout: all zeros is a valid value, of a message without a header.
+    let mut control: ErrorControl = unsafe { mem::zeroed() };
+    let mut piece = libc::iovec { iov_base: slot.quote.as_mut_ptr().cast(), iov_len: slot.quote.len() };
+    let mut header = empty_header().msg_hdr;
+    header.msg_name = (&raw mut name).cast();
+    header.msg_namelen = mem::size_of::<Name>() as libc::socklen_t;
+    header.msg_iov = &raw mut piece;
+    header.msg_iovlen = 1;
+    header.msg_control = (&raw mut control).cast();
+    header.msg_controllen = mem::size_of::<ErrorControl>();
+    let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
+    // SAFETY: the header has pointers to a name, one iovec into the slot and a control buffer, all distinct, exclusively
+    // borrowed and with their lengths, until the end of the call.
+    let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
+    let Ok(length) = usize::try_from(received) else {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
+    };
+    let is_error = header.msg_controllen >= mem::offset_of!(ErrorControl, offender)
+        && matches!(
+            (control.header.cmsg_level, control.header.cmsg_type),
+            (libc::SOL_IP, libc::IP_RECVERR) | (libc::SOL_IPV6, libc::IPV6_RECVERR)
+        );
+    let error = control.error;
+    let origin = match error.ee_origin {
+        _ if !is_error => ErrorOrigin::Other,
+        libc::SO_EE_ORIGIN_LOCAL => ErrorOrigin::Local,
+        libc::SO_EE_ORIGIN_ICMP => ErrorOrigin::Icmp,
+        libc::SO_EE_ORIGIN_ICMP6 => ErrorOrigin::Icmpv6,
+        _ => ErrorOrigin::Other,
+    };
+    Ok(Some(SocketError {
+        origin,
+        errno: error.ee_errno,
+        kind: error.ee_type,
+        code: error.ee_code,
+        info: error.ee_info,
+        to: name.decode(header.msg_namelen),
+        quote: &slot.quote[..length.min(ErrorSlot::QUOTE_BYTES)],
+    }))
+}
