@@ -16,6 +16,7 @@ import {
   endpoint,
   interfaceAddress,
   interfaceName,
+  mtu,
   nonEmpty,
   type Offloads,
   offloads,
@@ -95,9 +96,18 @@ const up = command(
           "icx0",
           { message: message`${text("icx0")}` },
         ),
-        tunMtu: optional(option("-m", "--tun-mtu", whole("BYTES", 68, 65535), {
-          description: message`MTU of the tunnel device. Default: from the path, 1392 at 1500.`,
-        })),
+        tunMtu: withDefault(
+          option("-m", "--tun-mtu", mtu(68, 65535), {
+            description:
+              message`MTU of the tunnel device. auto: from the path, 1392 at 1500, and less while the path carries less.`,
+          }),
+          { bytes: undefined },
+          { message: message`${text("auto")}` },
+        ),
+        clampMss: option("--clamp-mss", {
+          description:
+            message`Lower the segment size that TCP connections through the tunnel announce to what fits it, for ends that do not hear of the MTU.`,
+        }),
         vni: withDefault(
           option("-v", "--vni", whole("VNI", 0, 0xff_ffff), {
             description: message`Number of the virtual network; the same on both sides.`,
@@ -353,7 +363,8 @@ export interface UpArguments {
   readonly vni: number;
   readonly rekeyIntervalMs: number;
   readonly tunDevice: string;
-  readonly tunMtu: number | undefined;
+  readonly tunMtu: { readonly bytes: number | undefined };
+  readonly clampMss: boolean;
   readonly datapath: typeof DATAPATHS[number];
   readonly queues: { readonly count: number | undefined };
   readonly latency: typeof LATENCIES[number];

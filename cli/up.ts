@@ -5,6 +5,7 @@ import { Identity, parsePeerKey } from "../control/identity.ts";
 import { Node, type NodeEvent, type NodeInfo, type NodeStats } from "../control/node.ts";
 import { type NodeConfig, nodeConfigWarnings } from "../control/node_config.ts";
 import { DatapathError } from "../datapath/errors.ts";
+import type { PathMtuReason } from "../datapath/tun.ts";
 import { ShutdownSignals } from "../datapath/shutdown_signals.ts";
 import { Library } from "../native/library.ts";
 import { EXIT, type ExitCode } from "./exit.ts";
@@ -128,12 +129,49 @@ function reporter(args: UpArguments, log: Log): (event: NodeEvent) => void {
           { event: "offload-refused", offload: event.offload, local: event.local, reason: event.reason },
         );
         return;
+      case "path-mtu": {
+        const { pathMtuBytes, innerMtuBytes, reason } = event;
+        log(
+          reason === "expired" || reason === "peer-changed" ? "info" : "warning",
+          `${PATH_MTU_REASON[reason]}: the way to ${event.host} takes packets of up to ${pathMtuBytes} bytes, the ` +
+            `tunnel of up to ${innerMtuBytes}; senders of larger ones are told`,
+          {
+            event: "path-mtu",
+            host: event.host,
+            vni: event.vni,
+            pathMtu: pathMtuBytes,
+            innerMtu: innerMtuBytes,
+            reason,
+          },
+        );
+        return;
+      }
+      case "device-mtu": {
+        const { device, mtuBytes, error } = event;
+        const fields = {
+          event: "device-mtu",
+          device,
+          mtu: mtuBytes,
+          ...(error === undefined ? {} : { reason: error }),
+        };
+        if (error === undefined) log("info", `${device} has an MTU of ${mtuBytes} now`, fields);
+        else log("warning", `${device} keeps its MTU, although ${mtuBytes} would fit the path: ${error}`, fields);
+        return;
+      }
       case "forwarding":
         log("debug", "packets move", { event: "forwarding" });
         return;
     }
   };
 }
+
+/** What happened to a path, for people. */
+const PATH_MTU_REASON: Readonly<Record<PathMtuReason, string>> = {
+  "router": "a router found a packet too big",
+  "interface": "the interface takes no larger packet",
+  "expired": "ten minutes have passed, larger packets are tried again",
+  "peer-changed": "the peer has another address",
+};
 
 /** Says who is here, where the peer is, how packets move, and how to stop. */
 function announce(args: UpArguments, node: { readonly config: NodeConfig; readonly info: NodeInfo }, log: Log): void {
@@ -210,7 +248,12 @@ function countersOf(stats: NodeStats, vni: number): Readonly<Record<string, numb
 }
 
 function figures(stats: NodeStats, vni: number): Readonly<Record<string, unknown>> {
-  return { counters: countersOf(stats, vni), ends: { ...stats.datapath.ends } };
+  const peer = stats.peers.get(vni);
+  return {
+    counters: countersOf(stats, vni),
+    ends: { ...stats.datapath.ends },
+    ...(peer === undefined ? {} : { pathMtu: peer.pathMtuBytes, innerMtu: peer.innerMtuBytes }),
+  };
 }
 
 function trafficLine(stats: NodeStats, vni: number): string {

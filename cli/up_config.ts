@@ -17,6 +17,7 @@ const OPTION_OF: Readonly<Record<string, string>> = {
   "device.addresses": "--address",
   "device.mtuBytes": "--tun-mtu",
   "queues": "--queues",
+  "clampMss": "--clamp-mss",
   "rekeyIntervalMs": "--rekey-interval",
   "peers[0].host": "PEER-HOST:PORT",
   "peers[0].port": "PEER-HOST:PORT",
@@ -88,13 +89,14 @@ export function nodeConfigOf(args: UpArguments): NodeConfig {
       device: {
         name: args.tunDevice,
         addresses: [...args.addresses],
-        ...(args.tunMtu === undefined ? {} : { mtuBytes: args.tunMtu }),
+        ...(args.tunMtu.bytes === undefined ? {} : { mtuBytes: args.tunMtu.bytes }),
       },
       rekeyIntervalMs: args.rekeyIntervalMs,
       peerFilter: !args.noPeerIpFilter,
       sourcePortHashing: args.sourcePortHash ?? false,
       ...(args.queues.count === undefined ? {} : { queues: args.queues.count }),
       latency: args.latency,
+      clampMss: args.clampMss,
       offload: offloadOf(args.offloads),
       peers: [{
         host: args.peer.host,

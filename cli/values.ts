@@ -104,6 +104,21 @@ export function queues(): ValueParser<"sync", { readonly count: number | undefin
   });
 }
 
+/** An MTU in bytes; `auto` leaves that to the node, as `undefined`. */
+export function mtu(minimum: number, maximum: number): ValueParser<"sync", { readonly bytes: number | undefined }> {
+  return valueParser<{ readonly bytes: number | undefined }>({
+    metavar: "auto|BYTES",
+    placeholder: { bytes: undefined },
+    allowed: `auto, or a whole number from ${minimum} to ${maximum}`,
+    parse: (input) => {
+      if (input === "auto") return { bytes: undefined };
+      const bytes = /^[0-9]{1,10}$/.test(input) ? Number(input) : NaN;
+      return bytes >= minimum && bytes <= maximum ? { bytes } : undefined;
+    },
+    format: ({ bytes }) => bytes === undefined ? "auto" : String(bytes),
+  });
+}
+
 /** What the kernel can cut and merge, by the names of the option. */
 export const OFFLOADS = ["tso", "uso", "gro", "udp-gso", "udp-gro"] as const;
 

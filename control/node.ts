@@ -12,7 +12,7 @@ import { DatapathError } from "../datapath/errors.ts";
 import { innerMtu } from "../datapath/mtu.ts";
 import { UdpUnderlay } from "../datapath/udp_underlay.ts";
 import { supervise } from "../datapath/supervise.ts";
-import { type OffloadRefused, TunDatapath } from "../datapath/tun.ts";
+import { type OffloadRefused, type PathMtuChanged, type PathMtuReason, TunDatapath } from "../datapath/tun.ts";
 import { requireFunction, requireType } from "../native/arguments.ts";
 import { bootClock } from "../native/clock.ts";
 import { Library } from "../native/library.ts";
@@ -35,6 +35,18 @@ export type NodeEvent =
   | { readonly type: "rejected"; readonly remote: string; readonly reason: string; readonly count: number }
   /** The kernel would not do for one socket what it seemed able to do; the node goes on without. */
   | { readonly type: "offload-refused" } & OffloadRefused
+  /** The path to a peer carries other packets than it did, outside and inside, in bytes. */
+  | {
+    readonly type: "path-mtu";
+    readonly vni: number;
+    readonly host: string;
+    readonly pathMtuBytes: number;
+    readonly innerMtuBytes: number;
+    /** A router said so, an interface of this host does, what was learned is ten minutes old, or the peer has moved. */
+    readonly reason: PathMtuReason;
+  }
+  /** The device's MTU follows the paths to the peers; `error` says why it could not. */
+  | { readonly type: "device-mtu"; readonly device: string; readonly mtuBytes: number; readonly error?: string }
   /** The first tunnel has its keys: packets move. */
   | { readonly type: "forwarding" };
 
@@ -64,7 +76,7 @@ export interface NodePeerInfo extends PublicKey {
   readonly role: TunnelRole;
   /** The interface on the way to it. */
   readonly interface: string;
-  /** The MTU of that way, in bytes. */
+  /** The MTU of that way when the node was opened, in bytes. */
   readonly pathMtuBytes: number;
 }
 
@@ -78,6 +90,7 @@ export interface NodeInfo {
   readonly device: {
     readonly name: string;
     readonly index: number;
+    /** As it stands, where it follows the paths to the peers. */
     readonly mtuBytes: number;
     readonly queues: number;
   };
@@ -97,6 +110,10 @@ export interface NodePeerStats {
   readonly tunnel: TunnelStatus;
   /** The keys. */
   readonly keys: SaStatus;
+  /** The largest IP packet that the way to the peer is known to carry, in bytes. */
+  readonly pathMtuBytes: number;
+  /** The largest packet that the tunnel to it carries, in bytes. */
+  readonly innerMtuBytes: number;
 }
 
 /** A node at one moment. */
@@ -114,6 +131,10 @@ const LOCATE_REPORT_MS = 10_000;
 const FOLLOW_AGAIN_MS = 5000;
 /** The most that a TUN device takes. */
 const MAX_MTU = 65535;
+/** RFC 8200 section 5: every link that carries IPv6 has an MTU of at least this. */
+const IPV6_LEAST_MTU = 1280;
+/** What every TUN device takes. */
+const LEAST_MTU = 68;
 const MAX_DEFAULT_QUEUES = 8;
 const MIN_KEY_LIFETIME_MS = 3_600_000;
 const MAX_KEY_LIFETIME_MS = 24 * 3_600_000;
@@ -132,6 +153,8 @@ interface PeerState {
   readonly control: ControlPeer;
   readonly tunnel: Tunnel;
   endpoint: string;
+  /** What has been learned about the way to it. */
+  learned: { readonly pathMtuBytes: number; readonly innerMtuBytes: number } | undefined;
   /** Packets that had opened when last looked at. */
   rxPackets: bigint;
   /** Where the peer's session was when its name was last asked, and when that was. */
@@ -175,6 +198,7 @@ export class Node implements AsyncDisposable {
   readonly #observer: Observer;
   readonly #peers: PeerState[] = [];
   readonly #closing = new AbortController();
+  #deviceMtuBytes: number;
   #started = false;
   #running: Promise<void> | undefined;
   #closed: Promise<void> | undefined;
@@ -201,6 +225,7 @@ export class Node implements AsyncDisposable {
     this.#datapath = fields.datapath;
     this.#clock = fields.clock;
     this.#observer = fields.observer;
+    this.#deviceMtuBytes = fields.datapath.device.mtuBytes;
   }
 
   /**
@@ -269,6 +294,9 @@ export class Node implements AsyncDisposable {
         underlay,
         engine,
         latency: config.latency,
+        clampMss: config.clampMss,
+        // There are none before packets move.
+        onPathMtu: (changed) => node.#learn(changed),
         onOffloadRefused: (refused) => observer.tell({ type: "offload-refused", ...refused }),
       }),
     );
@@ -279,7 +307,16 @@ export class Node implements AsyncDisposable {
       port: config.controlPort,
       onRejected: (rejected) => observer.tell({ type: "rejected", ...rejected }),
     }));
-    const node = new Node(parts.move(), { library, identity, config, engine, control, datapath, clock, observer });
+    const node: Node = new Node(parts.move(), {
+      library,
+      identity,
+      config,
+      engine,
+      control,
+      datapath,
+      clock,
+      observer,
+    });
     try {
       config.peers.forEach((peer, index) => {
         const [key, role, place] = [keys[index], roles[index], located[index]];
@@ -298,7 +335,7 @@ export class Node implements AsyncDisposable {
     return {
       identity: { publicKey: this.#identity.publicKey, fingerprint: this.#identity.fingerprint },
       datapath: this.#datapath.kind,
-      device: { name: device.name, index: device.index, mtuBytes: device.mtuBytes, queues: device.queues },
+      device: { name: device.name, index: device.index, mtuBytes: this.#deviceMtuBytes, queues: device.queues },
       offload: { ...device.offload, udpGso: underlay.offload.segment, udpGro: underlay.offload.merge },
       port: underlay.port,
       controlPort: this.#control.port,
@@ -318,9 +355,9 @@ export class Node implements AsyncDisposable {
   stats(): NodeStats {
     return {
       datapath: this.#datapath.stats(),
-      peers: new Map(this.#peers.map(({ config, tunnel }) => [
-        config.vni,
-        { tunnel: tunnel.status(), keys: this.#engine.saStatus(config.vni) },
+      peers: new Map(this.#peers.map((peer) => [
+        peer.config.vni,
+        { tunnel: peer.tunnel.status(), keys: this.#engine.saStatus(peer.config.vni), ...this.#pathOf(peer) },
       ])),
     };
   }
@@ -407,10 +444,44 @@ export class Node implements AsyncDisposable {
       endpoint,
       interface: place.route.interface,
       pathMtuBytes: place.route.mtu,
+      learned: undefined,
       rxPackets: 0n,
       followed: undefined,
     };
     this.#peers.push(state);
+  }
+
+  /** The largest packets on the way to a peer, and inside. */
+  #pathOf({ learned, pathMtuBytes }: PeerState): { readonly pathMtuBytes: number; readonly innerMtuBytes: number } {
+    return learned ?? { pathMtuBytes, innerMtuBytes: this.#datapath.device.mtuBytes };
+  }
+
+  /** Takes in what the way to a peer carries now. */
+  #learn({ vni, pathMtuBytes, innerMtuBytes, reason }: PathMtuChanged): void {
+    const peer = this.#peers.find((peer) => peer.config.vni === vni);
+    if (peer === undefined) return;
+    peer.learned = pathMtuBytes === undefined || innerMtuBytes === undefined
+      ? undefined
+      : { pathMtuBytes, innerMtuBytes };
+    this.#observer.tell({ type: "path-mtu", vni, host: peer.config.host, ...this.#pathOf(peer), reason });
+    if (this.#config.device.mtuBytes === undefined) this.#followPaths();
+  }
+
+  /** Gives the device the largest MTU with which its packets pass to every peer, and none that is larger than at the start. */
+  #followPaths(): void {
+    const { name, mtuBytes: most } = this.#datapath.device;
+    const hasIpv6 = this.#config.device.addresses.some((address) => address.includes(":"));
+    const smallest = Math.min(most, ...this.#peers.map((peer) => this.#pathOf(peer).innerMtuBytes));
+    const mtuBytes = Math.min(most, Math.max(smallest, hasIpv6 ? IPV6_LEAST_MTU : LEAST_MTU));
+    if (mtuBytes === this.#deviceMtuBytes) return;
+    try {
+      this.#datapath.setDeviceMtu(mtuBytes);
+      this.#deviceMtuBytes = mtuBytes;
+      this.#observer.tell({ type: "device-mtu", device: name, mtuBytes });
+    } catch (error) {
+      // Senders are told by the engine as well, packet by packet.
+      this.#observer.tell({ type: "device-mtu", device: name, mtuBytes, error: messageOf(error) });
+    }
   }
 
   #sample(peer: PeerState): TrafficSample {

@@ -24,7 +24,7 @@ export interface NodeDeviceConfig {
   readonly name: string;
   /** Addresses with prefix length, such as `10.9.0.1/24`. @default none */
   readonly addresses: readonly string[];
-  /** Largest inner packet, in bytes, 68 to 65535; `undefined` takes what the path to the peers allows. */
+  /** Largest inner packet, in bytes, 68 to 65535; `undefined` takes what the paths to the peers allow, and follows them. */
   readonly mtuBytes: number | undefined;
 }
 
@@ -86,6 +86,8 @@ export interface NodeConfig {
   readonly queues: number | undefined;
   /** How much processor time goes into answering sooner. @default "balanced" */
   readonly latency: Latency;
+  /** Whether the segment size that passing TCP connections announce is lowered to what fits the tunnel. @default false */
+  readonly clampMss: boolean;
   /** What the kernel may cut and merge. */
   readonly offload: NodeOffloadConfig;
   /** The peers, at least one. */
@@ -200,6 +202,7 @@ const nodeFields = z.strictObject({
   sourcePortHashing: z.boolean("must be true or false").default(() => false),
   queues: integer(1, 64).optional(),
   latency: z.enum(["low", "balanced", "idle"], 'must be "low", "balanced" or "idle"').default("balanced"),
+  clampMss: z.boolean("must be true or false").default(() => false),
   offload: z.strictObject({
     tso: onByDefault(),
     uso: onByDefault(),

@@ -41,6 +41,12 @@ export interface EndCounters {
   readonly underlaySends: number;
   /** Pieces in which the datagrams were received. */
   readonly underlayReceives: number;
+  /** Reports that a datagram did not fit its path, by routers or by this host, that were believed; between native ends only. */
+  readonly pathMtuUpdates: number;
+  /** Such reports that proved nothing, as forged ones do, or said nothing new. */
+  readonly pathMtuIgnored: number;
+  /** Reports that a datagram did not arrive for another reason. They change nothing, and anybody can send them. */
+  readonly underlayLostReports: number;
 }
 
 /** A datapath's counters at one moment. */

@@ -34,6 +34,9 @@ export const NO_END_COUNTERS: EndCounters = {
   deviceWrites: 0,
   underlaySends: 0,
   underlayReceives: 0,
+  pathMtuUpdates: 0,
+  pathMtuIgnored: 0,
+  underlayLostReports: 0,
 };
 
 /** Native threads between native ends: packets do not enter JavaScript. */
@@ -42,6 +45,7 @@ export class ThreadPump implements Pump {
   readonly #underlay: NativeUnderlay;
   readonly #engine: Engine;
   readonly #latency: Latency | undefined;
+  readonly #clampMss: boolean | undefined;
   readonly #onNotice: ((notice: PumpNotice) => void) | undefined;
   #native: NativePump | undefined;
   #lastCounters = NO_END_COUNTERS;
@@ -51,12 +55,14 @@ export class ThreadPump implements Pump {
     readonly underlay: NativeUnderlay;
     readonly engine: Engine;
     readonly latency?: Latency | undefined;
+    readonly clampMss?: boolean | undefined;
     readonly onNotice?: ((notice: PumpNotice) => void) | undefined;
   }) {
     this.#device = parts.device;
     this.#underlay = parts.underlay;
     this.#engine = parts.engine;
     this.#latency = parts.latency;
+    this.#clampMss = parts.clampMss;
     this.#onNotice = parts.onNotice;
   }
 
@@ -71,6 +77,7 @@ export class ThreadPump implements Pump {
         tun: this.#device.native,
         udp: this.#underlay.native,
         latency: this.#latency,
+        clampMss: this.#clampMss,
         onNotice: this.#onNotice,
       });
       this.#native = native;
@@ -88,6 +95,11 @@ export class ThreadPump implements Pump {
   counters(): EndCounters {
     if (this.#native !== undefined) this.#lastCounters = this.#native.counters();
     return this.#lastCounters;
+  }
+
+  /** Gives the device another MTU. It does nothing but during `run`. */
+  setDeviceMtu(bytes: number): void {
+    this.#native?.setDeviceMtu(bytes);
   }
 
   async close(): Promise<void> {

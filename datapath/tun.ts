@@ -4,20 +4,20 @@
  * @module
  */
 
-import { requireObject, requireType } from "../native/arguments.ts";
+import { requireInteger, requireObject, requireType } from "../native/arguments.ts";
 import type { Clock } from "./clock.ts";
 import type { Datapath, DatapathRunOptions, DatapathStats } from "./datapath.ts";
-import type { Latency, PumpNotice } from "../native/pump.ts";
+import type { Latency, PathMtuReason, PumpNotice } from "../native/pump.ts";
 import type { Device, NativeDevice } from "./device.ts";
 import { Engine } from "./engine.ts";
-import { DatapathError, toDatapathError } from "./errors.ts";
+import { DatapathError, guarded, toDatapathError } from "./errors.ts";
 import { type Pump, ThreadPump } from "./pump.ts";
 import { ScriptPump } from "./script_pump.ts";
 import { TunDevice, type TunDeviceOptions } from "./tun_device.ts";
 import { UdpUnderlay, type UdpUnderlayOptions } from "./udp_underlay.ts";
 import type { NativeUnderlay, Underlay } from "./underlay.ts";
 
-export type { Latency } from "../native/pump.ts";
+export type { Latency, PathMtuReason } from "../native/pump.ts";
 
 /** The kernel would not do for one socket what it was found able to do. The datapath goes on without, and nothing is lost. */
 export interface OffloadRefused {
@@ -27,6 +27,24 @@ export interface OffloadRefused {
   readonly local: string;
   /** What the kernel said. */
   readonly reason: string;
+}
+
+/**
+ * The path to the peer of a network carries other packets than it did. Larger ones are dropped from now on, and their senders are
+ * told.
+ */
+export interface PathMtuChanged {
+  /** The network. */
+  readonly vni: number;
+  /** The largest IP packet of the underlay, in bytes; `undefined` when nothing is known of the path any more. */
+  readonly pathMtuBytes: number | undefined;
+  /** The largest inner packet, in bytes; `undefined` when the engine's is the only bound. */
+  readonly innerMtuBytes: number | undefined;
+  /**
+   * A router on the way said so, an interface of this host does, what was learned is ten minutes old, or the peer has another
+   * address.
+   */
+  readonly reason: PathMtuReason;
 }
 
 /** What a {@linkcode TunDatapath} between native ends is made of. */
@@ -42,6 +60,13 @@ export interface TunDatapathOptions {
    * after each packet, up to 60 µs, or not at all. @default "balanced"
    */
   readonly latency?: Latency | undefined;
+  /**
+   * Lower the segment size that passing TCP connections announce to what fits the tunnel (RFC 9293 section 3.7.1), for ends that
+   * do not hear how large packets may be. @default false
+   */
+  readonly clampMss?: boolean | undefined;
+  /** Hears of path MTUs, down and up. What it throws is an uncaught error. @default none */
+  readonly onPathMtu?: ((changed: PathMtuChanged) => void) | undefined;
   /** Hears of each socket for which the kernel refuses an offload, once. What it throws is an uncaught error. @default none */
   readonly onOffloadRefused?: ((refused: OffloadRefused) => void) | undefined;
 }
@@ -194,6 +219,30 @@ export class TunDatapath<D extends Device = NativeDevice, U extends Underlay = N
     await this.#running;
   }
 
+  /**
+   * Gives the device another MTU while packets move, and does nothing before and after. The engine's own bound stays. Between native ends
+   * only.
+   *
+   * @param mtuBytes The largest packet, in bytes.
+   * @throws {DatapathError} When the device cannot have it (`invalid-argument`), or the right is missing; `wrong-state` where an end is
+   * written in TypeScript.
+   */
+  setDeviceMtu(mtuBytes: number): void {
+    const operation = "set the MTU of the device";
+    requireInteger(mtuBytes, { operation, name: "mtuBytes", min: 68, max: 65535 });
+    const pump = this.#pump;
+    if (!(pump instanceof ThreadPump)) {
+      throw new DatapathError(
+        `Cannot ${operation} as an end is written in TypeScript: set it where the device is made`,
+        {
+          code: "wrong-state",
+          operation,
+        },
+      );
+    }
+    guarded(operation, () => pump.setDeviceMtu(mtuBytes));
+  }
+
   stats(): DatapathStats {
     return {
       engine: this.#engine.counters(),
@@ -228,10 +277,23 @@ function pumpFor(
 ): Pump {
   const { engine } = options;
   if (device.kind !== "script" && underlay.kind !== "script") {
-    const { latency, onOffloadRefused = () => {} } = options as TunDatapathOptions;
-    const onNotice = ({ local, message }: PumpNotice) =>
-      onOffloadRefused({ offload: "udp-gso", local, reason: message });
-    return new ThreadPump({ device, underlay, engine, latency, onNotice });
+    const { latency, clampMss, onOffloadRefused = () => {}, onPathMtu = () => {} } = options as TunDatapathOptions;
+    const onNotice = (notice: PumpNotice) => {
+      switch (notice.notice) {
+        case "segmentation-refused":
+          onOffloadRefused({ offload: "udp-gso", local: notice.local, reason: notice.message });
+          return;
+        case "path-mtu":
+          onPathMtu({
+            vni: notice.vni,
+            pathMtuBytes: notice.pathMtu ?? undefined,
+            innerMtuBytes: notice.innerMtu ?? undefined,
+            reason: notice.reason,
+          });
+          return;
+      }
+    };
+    return new ThreadPump({ device, underlay, engine, latency, clampMss, onNotice });
   }
   if ((device.kind !== "script" || underlay.kind !== "script") && engine.obstacle !== undefined) {
     throw new DatapathError(`Cannot move packets of a native end through the engine as ${engine.obstacle}`, {

@@ -9,7 +9,7 @@ import { errorCode, NativeError } from "./errors.ts";
 import { EVENT_KIND, type NativeEvent } from "./events.ts";
 import { AsyncHandle } from "./handle.ts";
 import type { Library } from "./library.ts";
-import { callJson, check, queryJson } from "./marshal.ts";
+import { callJson, check, errBuffer, queryJson } from "./marshal.ts";
 import type { NativeTun } from "./tun.ts";
 import type { NativeUdp } from "./udp.ts";
 
@@ -23,6 +23,8 @@ export interface PumpOptions {
   readonly udp: NativeUdp;
   /** How long threads look for more before they sleep. @default "balanced" */
   readonly latency?: Latency | undefined;
+  /** Lower the segment size that passing TCP connections announce to what fits. @default false */
+  readonly clampMss?: boolean | undefined;
   /** Hears what the pump has to tell while it runs. What it throws is an uncaught error of the process. @default none */
   readonly onNotice?: ((notice: PumpNotice) => void) | undefined;
 }
@@ -31,7 +33,10 @@ export interface PumpOptions {
 export type Latency = "low" | "balanced" | "idle";
 
 /** What a pump tells while it runs. */
-export interface PumpNotice {
+export type PumpNotice = SegmentationNotice | PathMtuNotice;
+
+/** The kernel would not cut. */
+export interface SegmentationNotice {
   /** The kernel would not cut datagrams that were sent from one socket, which sends them one by one from then on. */
   readonly notice: "segmentation-refused";
   /** The socket's address and port. */
@@ -41,6 +46,23 @@ export interface PumpNotice {
   /** Its error number. */
   readonly errno: number | null;
 }
+
+/** The largest packets to a network's peer are others now. */
+export interface PathMtuNotice {
+  /** Which notice it is. */
+  readonly notice: "path-mtu";
+  /** The network. */
+  readonly vni: number;
+  /** The largest IP packet on the underlay, in bytes; `null` when nothing is known of the path any more. */
+  readonly pathMtu: number | null;
+  /** The largest inner packet, in bytes; `null` likewise. */
+  readonly innerMtu: number | null;
+  /** A router said so, an interface of this host does, what was known is too old, or the peer has another address. */
+  readonly reason: PathMtuReason;
+}
+
+/** Why the largest packets are others. */
+export type PathMtuReason = "router" | "interface" | "expired" | "peer-changed";
 
 /** What a pump has moved since its start. */
 export interface PumpCounters {
@@ -68,6 +90,12 @@ export interface PumpCounters {
   readonly underlaySends: number;
   /** Messages received, each of one datagram or of several. */
   readonly underlayReceives: number;
+  /** Reports that a datagram did not fit its path that were believed. */
+  readonly pathMtuUpdates: number;
+  /** Such reports that proved nothing, or said nothing new. */
+  readonly pathMtuIgnored: number;
+  /** Reports that a datagram did not arrive for another reason. */
+  readonly underlayLostReports: number;
 }
 
 /** Order of the counters in the C interface; a test compares it with `icx_pump_counter_names`. */
@@ -84,6 +112,9 @@ export const PUMP_COUNTERS = [
   "deviceWrites",
   "underlaySends",
   "underlayReceives",
+  "pathMtuUpdates",
+  "pathMtuIgnored",
+  "underlayLostReports",
 ] as const;
 
 /** A running pump. */
@@ -119,12 +150,17 @@ export class NativePump extends AsyncHandle {
    */
   static start(options: PumpOptions): NativePump {
     const operation = "icx_pump_start";
-    const { engine, tun, udp, latency, onNotice } = options;
+    const { engine, tun, udp, latency, clampMss, onNotice } = options;
     const { library } = engine;
     const { symbols } = library;
     const ids = { engine: engine.unsafeId(operation), tun: tun.unsafeId(operation), udp: udp.unsafeId(operation) };
     try {
-      const id = callJson(symbols, operation, { ...ids, latency }, (...text) => symbols.icx_pump_start(...text));
+      const id = callJson(
+        symbols,
+        operation,
+        { ...ids, latency, clampMss },
+        (...text) => symbols.icx_pump_start(...text),
+      );
       tun.releaseToPump();
       udp.releaseToPump();
       return new NativePump(library, id, onNotice);
@@ -142,6 +178,18 @@ export class NativePump extends AsyncHandle {
     check(symbols, "icx_pump_counters", symbols.icx_pump_counters(id, this.#values, this.#values.length));
     const counters = PUMP_COUNTERS.map((name, index) => [name, Number(this.#values[index] ?? 0n)]);
     return Object.fromEntries(counters);
+  }
+
+  /**
+   * Gives the device another MTU. Where the threads have ended there is no device, and nothing happens.
+   *
+   * @throws {NativeError} `EINVAL` for what the device cannot have, `EPERM`, `ESYS`.
+   */
+  setDeviceMtu(bytes: number): void {
+    const operation = "icx_pump_set_device_mtu";
+    const { symbols, id } = this.use(operation);
+    const err = errBuffer();
+    check(symbols, operation, symbols.icx_pump_set_device_mtu(id, bytes, err, err.byteLength), err);
   }
 
   /** Stops the threads and waits for them. The counters stay readable until `close`. May be called again. */

@@ -256,6 +256,10 @@ export const SYMBOLS = {
     parameters: ["buffer", /* json */ "u32", /* json_len, bytes */ "buffer", /* err */ "u32" /* err_cap, bytes */],
     result: "i32", // handle
   },
+  icx_pump_set_device_mtu: {
+    parameters: ["u32", /* pump */ "u32", /* mtu, bytes */ "buffer", /* err */ "u32" /* err_cap, bytes */],
+    result: "i32",
+  },
   icx_pump_stop: { parameters: ["u32" /* pump */], result: "i32", nonblocking: true },
   icx_pump_counters: {
     parameters: ["u32", /* pump */ "buffer", /* out, u64 */ "u32" /* count */],

@@ -9,6 +9,7 @@ use icx_io::{
     Datagram, DatagramBatches, Family, Latency, LinkError, Pump, PumpCounters, PumpError, PumpNotice, PumpOptions,
     RouteError, Tun, TunConfig, TunError, TunOffload, Udp, UdpConfig, UdpOffload,
 };
+use icx_proto::engine::{PathMtuChange, PathMtuReason};
 use serde::{Deserialize, Serialize};
 
 use crate::code::Code;
@@ -369,13 +370,15 @@ impl PumpHandle {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct PumpStart {
     engine: u32,
     tun: u32,
     udp: u32,
     #[serde(default)]
     latency: LatencyOptions,
+    #[serde(default)]
+    clamp_mss: bool,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -400,7 +403,35 @@ impl From<LatencyOptions> for Latency {
 #[derive(Serialize)]
 #[serde(tag = "notice", rename_all = "kebab-case")]
 enum Notice {
-    SegmentationRefused { local: SocketAddr, errno: Option<i32>, message: String },
+    SegmentationRefused {
+        local: SocketAddr,
+        errno: Option<i32>,
+        message: String,
+    },
+    #[serde(rename_all = "camelCase")]
+    PathMtu {
+        vni: u32,
+        path_mtu: Option<u32>,
+        inner_mtu: Option<u32>,
+        reason: &'static str,
+    },
+}
+
+impl From<PathMtuChange> for Notice {
+    fn from(PathMtuChange { vni, learned, reason }: PathMtuChange) -> Self {
+        let reason = match reason {
+            PathMtuReason::Router => "router",
+            PathMtuReason::Interface => "interface",
+            PathMtuReason::Expired => "expired",
+            PathMtuReason::PeerChanged => "peer-changed",
+        };
+        Notice::PathMtu {
+            vni: vni.get(),
+            path_mtu: learned.map(|learned| learned.path_mtu),
+            inner_mtu: learned.map(|learned| learned.inner_mtu),
+            reason,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -443,6 +474,7 @@ pub(crate) fn start_pump(call: &Call, text: &[u8]) -> Outcome<u32> {
             PumpNotice::SegmentationRefused { local, errno, message } => {
                 Notice::SegmentationRefused { local, errno, message }
             }
+            PumpNotice::PathMtu(change) => change.into(),
             _ => return,
         };
         events::push(Kind::PumpNotice, id, Code::Ok, json::text(&notice).unwrap_or_default());
@@ -458,6 +490,7 @@ pub(crate) fn start_pump(call: &Call, text: &[u8]) -> Outcome<u32> {
     });
     let mut options = PumpOptions::default();
     options.latency = ids.latency.into();
+    options.clamp_mss = ids.clamp_mss;
     let pump = Pump::start(engine, device, sockets.udp, options, on_notice, on_end)
         .map_err(|error| pump_failure("start the pump", &error))?;
     Ok(reservation.open(std::sync::Arc::new(PumpHandle { pump })))
@@ -465,6 +498,15 @@ pub(crate) fn start_pump(call: &Call, text: &[u8]) -> Outcome<u32> {
 
 pub(crate) fn stop_pump(call: &Call, pump: u32) -> Outcome<i32> {
     call.get::<PumpHandle>(pump)?.stop();
+    Ok(0)
+}
+
+pub(crate) fn set_device_mtu(call: &Call, pump: u32, mtu: u32) -> Outcome<i32> {
+    let set = call.get::<PumpHandle>(pump)?.pump.set_device_mtu(mtu);
+    set.map_err(|error| match error {
+        TunError::BadMtu { .. } => Failure::of(Code::Invalid, "set the MTU of the device", &error),
+        _ => Failure::system("set the MTU of the device", &error, error.errno()),
+    })?;
     Ok(0)
 }
 

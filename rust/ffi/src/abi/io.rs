@@ -135,11 +135,13 @@ pub unsafe extern "C" fn icx_udp_send(
 
 /// Starts the threads that move packets between a TUN device, an engine and UDP sockets. Returns a handle.
 ///
-/// `json`: `{engine, tun, udp, latency = "balanced"}`, handles and "low", "balanced" or "idle". There is one thread for each queue of
+/// `json`: `{engine, tun, udp, latency = "balanced", clampMss = false}`, handles and "low", "balanced" or "idle". There is one thread for each queue of
 /// the device, of which the underlay needs as many sockets. The pump takes device and sockets over once they are known to be good: their handles are
 /// gone from then on, also when the start fails after that. When a thread fails later, the event 1 (pump ended) comes
 /// with `{message, operation, errno}`. The event 4 (pump notice) has `{notice: "segmentation-refused", local, errno, message}`: the
-/// kernel would not cut datagrams from one socket, which sends them one by one from then on.
+/// kernel would not cut datagrams from one socket, which sends them one by one from then on; or `{notice: "path-mtu", vni, pathMtu | null,
+/// innerMtu | null, reason: "router" | "interface" | "expired" | "peer-changed"}`: the path to the peer of a network carries no larger
+/// packets than these, outside and inside, or `null`, nothing is known of it any more.
 ///
 /// # Safety
 /// `json` is readable for `json_len` bytes and `err` writable for `err_cap` bytes during the call.
@@ -147,6 +149,18 @@ pub unsafe extern "C" fn icx_udp_send(
 pub unsafe extern "C" fn icx_pump_start(json: *const u8, json_len: u32, err: *mut u8, err_cap: u32) -> i32 {
     // SAFETY: the contract on the buffers is the same.
     unsafe { run_json(json, json_len, err, err_cap, io::start_pump) }
+}
+
+/// Gives the device of a pump another MTU, in bytes. Returns 0, also when the threads have ended; `ICX_EINVAL` outside of 68 to 65535, or
+/// below 1280 for a device with an IPv6 address; `ICX_EPERM`, `ICX_ESYS`.
+///
+/// # Safety
+/// `err` is writable for `err_cap` bytes during the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn icx_pump_set_device_mtu(pump: u32, mtu: u32, err: *mut u8, err_cap: u32) -> i32 {
+    let outcome = guard(|call| io::set_device_mtu(call, pump, mtu));
+    // SAFETY: the contract on `err` is the same.
+    unsafe { finish(err, err_cap, outcome) }
 }
 
 /// Stops a pump and waits for its threads; again is as good. Returns 0. Counters can be read until the handle is closed.
