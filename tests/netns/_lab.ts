@@ -174,6 +174,8 @@ export class Host extends Namespace {
   readonly underlay: string;
   /** Where the other host is, as seen from this one. */
   readonly peerUnderlay: string;
+  /** Who is at the other end of its wire. */
+  readonly gateway: string;
   /** Addresses inside the tunnel. */
   readonly inner4: string;
   readonly inner6: string;
@@ -185,6 +187,7 @@ export class Host extends Namespace {
       ns: string;
       underlay: string;
       peerUnderlay: string;
+      gateway: string;
       inner4: string;
       inner6: string;
       keyFile: string;
@@ -194,6 +197,7 @@ export class Host extends Namespace {
     ({
       underlay: this.underlay,
       peerUnderlay: this.peerUnderlay,
+      gateway: this.gateway,
       inner4: this.inner4,
       inner6: this.inner6,
       keyFile: this.keyFile,
@@ -321,6 +325,8 @@ export interface LabOptions {
   readonly mtuBytes?: number;
   /** A relay in a third namespace stands between the hosts. @default false */
   readonly relay?: boolean;
+  /** A router in a third namespace stands between the hosts, with a wire `side-a` and `side-b` to each. @default false */
+  readonly router?: boolean;
   /** A third namespace has a wire of its own to host `b`, and addresses from which to lie. @default false */
   readonly intruder?: boolean;
 }
@@ -354,13 +360,16 @@ export class Lab {
     const directory = await mkdtemp(join(tmpdir(), `${tag}-`));
     const v6 = options.underlay === "ipv6";
     assert(!(v6 && options.intruder), "the intruder lies over IPv4 only");
+    const apart = options.relay === true || options.router === true;
     const address = (net: number, n: number) => v6 ? `fd${net}::${n}` : `192.168.${net}.${n}`;
     const host = (letter: "a" | "b", n: number) => {
-      const net = options.relay && letter === "b" ? 78 : 77;
+      const net = apart && letter === "b" ? 78 : 77;
+      const gateway = address(net, 3 - n);
       return new Host({
         ns: `${tag}${letter}`,
         underlay: address(net, n),
-        peerUnderlay: address(net, 3 - n),
+        peerUnderlay: options.router ? address(155 - net, 3 - n) : gateway,
+        gateway,
         inner4: `10.9.0.${n}`,
         inner6: `fd09::${n}`,
         keyFile: join(directory, `${letter}.key`),
@@ -370,7 +379,7 @@ export class Lab {
     const third = new Namespace(`${tag}m`);
     const lab = new Lab(host("a", 1), host("b", 2), { third, directory, mtuBytes });
     try {
-      await lab.#build(options.relay ?? false);
+      await lab.#build(options);
       if (options.intruder) await lab.#letIn();
     } catch (error) {
       await lab[Symbol.asyncDispose]();
@@ -385,25 +394,37 @@ export class Lab {
     return this.#relay;
   }
 
+  /** What stands between the hosts. */
+  get router(): Namespace {
+    return this.#third;
+  }
+
   /** Where the intruder is. */
   get intruder(): Namespace {
     return this.#third;
   }
 
-  async #build(relay: boolean): Promise<void> {
+  async #build({ relay = false, router = false }: LabOptions): Promise<void> {
     for (const host of [this.a, this.b]) {
       await addNamespace(host);
       const generated = await run([ICX, "genkey", host.keyFile]);
       assert.equal(generated.code, 0, generated.stderr);
       host.publicKey = (await ok([ICX, "pubkey", host.keyFile])).trim();
     }
-    if (!relay) {
+    if (!relay && !router) {
       await this.rewire();
       return;
     }
     await addNamespace(this.#third);
     for (const [name, host] of [["side-a", this.a], ["side-b", this.b]] as const) {
-      await wire([host, "phy", host.underlay], [this.#third, name, host.peerUnderlay], this.#mtuBytes);
+      await wire([host, "phy", host.underlay], [this.#third, name, host.gateway], this.#mtuBytes);
+      if (router) await host.ok(["ip", "route", "add", "default", "via", host.gateway]);
+    }
+    if (router) {
+      for (const name of ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"]) {
+        await this.#third.ok(["sysctl", "-qw", `${name}=1`]);
+      }
+      return;
     }
     const running = this.#third.start([
       RELAY,
