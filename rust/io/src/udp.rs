@@ -952,7 +952,7 @@ mod tests {
         // What is sent to a hashed port is dropped by the kernel, not queued.
         let stranger = UdpSocket::bind((LOCALHOST, 0)).unwrap();
         stranger.send_to(b"hello", (LOCALHOST, port)).unwrap();
-        let socket = sender.descriptor(SocketIndex((usize::from(port) % PORT_SLOTS) as u8));
+        let socket = sender.errors(SocketIndex((usize::from(port) % PORT_SLOTS) as u8)).0;
         let error = sys::recvmmsg(socket, &mut ReceiveBatch::new(1, 100), 1).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
     }
