@@ -367,7 +367,7 @@ privileged(
 );
 
 privileged(
-  "the underlay's MTU is lowered: what does not fit is counted, the rest passes, and all does when it is back",
+  "the underlay's MTU is lowered: the device's follows, and senders of what is larger are told",
   async () => {
     await using lab = await Lab.create();
     const [a, b] = await lab.tunnel();
@@ -375,11 +375,31 @@ privileged(
     await lab.a.ok(large);
     await lab.a.ok(["ip", "link", "set", "phy", "mtu", "1300"]);
     const before = await a.counters();
-    assert.notEqual((await lab.a.run(large)).code, 0);
-    await lab.a.ok(["ping", "-c", "3", "-i", "0.05", "-W", "2", "-s", "1100", lab.b.inner4]);
-    assert.equal(await grown(a, before, "tx_errors"), 3);
-    await lab.a.ok(["ip", "link", "set", "phy", "mtu", "1500"]);
-    await lab.a.ok(large);
+    const refused = await lab.a.run(large);
+    assert.notEqual(refused.code, 0);
+    assert.equal(await grown(a, before, "tx_errors"), 1, "the first, which showed it");
+    const { reason, pathMtu, innerMtu } = await a.event("path-mtu");
+    assert.deepEqual([reason, pathMtu, innerMtu], ["interface", 1300, 1200]);
+    // The device has an IPv6 address, and keeps what IPv6 demands.
+    assert.equal((await a.event("device-mtu"))["mtu"], 1280);
+    assert.match(refused.stdout + refused.stderr, /mtu ?= ?12[08]0/);
+    await lab.a.ok(["ping", "-c", "3", "-i", "0.05", "-W", "2", "-M", "do", "-s", "1172", lab.b.inner4]);
+    const tooBig = await lab.a.run([
+      "ping",
+      "-c",
+      "3",
+      "-i",
+      "0.05",
+      "-W",
+      "1",
+      "-M",
+      "do",
+      "-s",
+      "1180",
+      lab.b.inner4,
+    ]);
+    assert.notEqual(tooBig.code, 0);
+    assert.match(tooBig.stdout + tooBig.stderr, /mtu ?= ?1200/);
     await a.stop();
     await b.stop();
   },

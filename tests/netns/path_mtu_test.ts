@@ -63,3 +63,55 @@ for (const underlay of ["ipv4", "ipv6"] as const) {
     },
   );
 }
+
+/** Segment sizes that SYN and SYN-ACK announce on a device while `connect` runs. */
+async function announced(lab: Lab, host: Host, connect: () => Promise<void>): Promise<number[]> {
+  // Flags of IPv4; tcpdump does not look behind the header of IPv6.
+  const filter = "tcp[tcpflags] & tcp-syn != 0 or (ip6 and ip6[6] = 6 and ip6[53] & 2 != 0)";
+  const dump = lab.spawn(host, ["tcpdump", "-l", "-n", "-i", "icx0", filter]);
+  await dump.until("tcpdump listens", 10_000, () => /listening on/.test(dump.stderr) || undefined);
+  await connect();
+  await dump.until("both ends open", 10_000, () => dump.stdout.match(/mss \d+/g)?.length === 2 || undefined);
+  dump.kill("SIGTERM");
+  return (await dump.ended).stdout.match(/mss \d+/g)?.map((text) => Number(text.slice(4))) ?? [];
+}
+
+privileged("--clamp-mss: SYN and SYN-ACK announce what fits, whatever the ends' own devices would carry", async () => {
+  await using lab = await Lab.create({ router: true });
+  // Larger devices than the path allows: TCP on both ends would announce 1460 and 1440.
+  const [a, b] = await lab.tunnel(["--clamp-mss"]);
+  for (const host of [lab.a, lab.b]) await host.ok(["ip", "link", "set", "icx0", "mtu", "1500"]);
+  for (
+    const [address, sent, clamped] of [
+      [lab.b.inner4, 1460, WIDE_INNER - 40],
+      [lab.b.inner6, 1440, WIDE_INNER - 60],
+    ] as const
+  ) {
+    const connect = () => transfer(lab, { from: lab.a, to: lab.b, address, bytes: MIB });
+    // As it came from the own stack, and as it came through the tunnel.
+    assert.deepEqual(await announced(lab, lab.a, connect), [sent, clamped]);
+    assert.deepEqual(await announced(lab, lab.b, connect), [clamped, sent]);
+  }
+  await setFarLink(lab, NARROW);
+  assert.notEqual((await ping(lab, lab.a, WIDE_INNER)).code, 0);
+  await a.event("path-mtu");
+  const connect = () => transfer(lab, { from: lab.a, to: lab.b, address: lab.b.inner4, bytes: MIB });
+  const [, answer] = await announced(lab, lab.a, connect);
+  assert.equal(answer, NARROW_INNER - 40);
+  await a.stop();
+  await b.stop();
+});
+
+privileged("--tun-mtu with a number stays, and the path is learned nonetheless", async () => {
+  await using lab = await Lab.create({ router: true });
+  const [a, b] = await lab.tunnel(["--tun-mtu", "1392"]);
+  await setFarLink(lab, NARROW);
+  assert.notEqual((await ping(lab, lab.a, WIDE_INNER)).code, 0);
+  await a.event("path-mtu");
+  const told = await ping(lab, lab.a, WIDE_INNER);
+  assert.match(told.stdout + told.stderr, new RegExp(`mtu ?= ?${NARROW_INNER}`));
+  assert.equal(await deviceMtu(lab.a), WIDE_INNER);
+  assert.equal((await ping(lab, lab.a, NARROW_INNER)).code, 0);
+  await a.stop();
+  await b.stop();
+});

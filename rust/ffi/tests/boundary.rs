@@ -112,6 +112,8 @@ fn handles_that_are_not_open_are_refused_everywhere() {
         assert_eq!(icx_engine_set_clock(handle, 0, 0), EBADHANDLE);
         assert_eq!(icx_engine_set_inner_mtu(handle, 1), EBADHANDLE);
         assert_eq!(icx_pump_stop(handle), EBADHANDLE);
+        // SAFETY: NULL with length 0 is allowed.
+        assert_eq!(unsafe { icx_pump_set_device_mtu(handle, 1400, null_mut(), 0) }, EBADHANDLE);
         for f in [icx_identity_info, icx_tun_info, icx_udp_info, icx_control_info, icx_peer_info, icx_peer_status] {
             assert_eq!(out(f, handle).unwrap_err(), EBADHANDLE);
         }

@@ -16,7 +16,7 @@ pub mod wire;
 pub type Check = fn(&[u8]);
 
 /// Every check by the name of its fuzz target and of its corpus folder.
-pub const TARGETS: [(&str, Check); 24] = [
+pub const TARGETS: [(&str, Check); 25] = [
     ("announced_spis", state::announced_spis),
     ("authentic_packet", authentic::packet),
     ("certificate", control::certificate),
@@ -33,6 +33,7 @@ pub const TARGETS: [(&str, Check); 24] = [
     ("inner", wire::inner),
     ("ip_prefix", wire::ip_prefix),
     ("key_plane", control::key_plane),
+    ("mss_clamp", wire::mss_clamp),
     ("neighbor", wire::neighbor),
     ("offload_cut", offload::cut),
     ("offload_merge", offload::merge),

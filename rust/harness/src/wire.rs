@@ -7,6 +7,7 @@ use icx_proto::wire::flow_hash::{flow_hash, source_port};
 use icx_proto::wire::geneve::{self, Header, MAX_OPTIONS, OPTION_CLASS, OPTION_KEY_EPOCH, OPTION_TX_COUNTER};
 use icx_proto::wire::inner::{Inner, InnerError};
 use icx_proto::wire::ipv6::{self, ICMPV6};
+use icx_proto::wire::mss::Syn;
 use icx_proto::wire::neighbor::{self as nd, Neighbor};
 use icx_proto::wire::outer::{self as outer_frame, Endpoint};
 use icx_proto::wire::{ethernet, icmp};
@@ -262,6 +263,30 @@ fn assert_symmetric(packet: &[u8], at: usize, len: usize, payload: usize) {
     if payload >= at + 2 * len {
         assert_eq!(flow_hash(7, &back), flow_hash(7, packet));
     }
+}
+
+/// The segment size that a SYN announces: two bytes of MTU, then a packet.
+pub fn mss_clamp(input: &[u8]) {
+    let Some((mtu, packet)) = input.split_first_chunk() else { return };
+    let mtu = u32::from(u16::from_be_bytes(*mtu));
+    let Some(syn) = Syn::parse(packet) else { return };
+    let at_tcp = match Inner::parse(packet) {
+        Ok(Inner::V4 { .. }) => usize::from(packet[0] & 0x0f) * 4,
+        _ => packet.len() - ipv6::walk(packet[6], &packet[40..]).payload.len(),
+    };
+    assert!(packet[at_tcp + 13] & 2 != 0, "it opens a connection");
+    let mut clamped = packet.to_vec();
+    let lowered = syn.clamp(&mut clamped, mtu);
+    assert_eq!(lowered, clamped != packet);
+    // Only options of the TCP header and its checksum change, and the sum over both stays what it was.
+    let (checksum_at, options) = (at_tcp + 16, at_tcp + 20..at_tcp + usize::from(packet[at_tcp + 12] >> 4) * 4);
+    for at in (0..packet.len()).filter(|at| !options.contains(at) && !(checksum_at..checksum_at + 2).contains(at)) {
+        assert_eq!(clamped[at], packet[at]);
+    }
+    let sum = |packet: &[u8]| Sum::new().add_bytes(&packet[at_tcp..]).finish() % 0xffff;
+    assert_eq!(sum(&clamped), sum(packet));
+    let mut again = clamped.clone();
+    assert!(!syn.clamp(&mut again, mtu) && again == clamped);
 }
 
 /// The "too big" message about a packet. The first two bytes are the MTU.

@@ -259,7 +259,7 @@ pub(crate) mod tests {
     }
 
     /// Tells a thread to end, whatever else happens.
-    struct SetOnDrop<'a>(&'a AtomicBool);
+    pub(crate) struct SetOnDrop<'a>(pub(crate) &'a AtomicBool);
 
     impl Drop for SetOnDrop<'_> {
         fn drop(&mut self) {

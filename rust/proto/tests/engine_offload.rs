@@ -3,7 +3,7 @@
 
 mod support;
 
-use icx_proto::engine::{BatchPacket, RunBuffer, RunLimits, Stop};
+use icx_proto::engine::{BatchPacket, PathMtuVerdict, RunBuffer, RunLimits, Stop};
 use icx_proto::offload::{CoalesceOptions, Coalescer, VnetHeader, outgoing};
 use icx_proto::wire::checksum::{Sum, checksum};
 use icx_proto::{Engine, Mode};
@@ -127,6 +127,9 @@ fn what_is_dropped_counts_as_the_packets_it_would_become() {
     assert_eq!(drops(&a, &|packet| packet[0] = 0x55), (false, vec![("tx_malformed", 1)]));
     a.set_inner_mtu(Some(1039));
     assert_eq!(drops(&a, &|_| ()), (true, vec![("tx_too_big", 10)]));
+    a.set_inner_mtu(None);
+    assert_eq!(a.path_mtu_reported(NOW, ip(Side::B), 1135, None), PathMtuVerdict::Believed);
+    assert_eq!(drops(&a, &|_| ()), (true, vec![("tx_too_big", 10)]), "1040 bytes, of which the path leaves 1024");
     let (bridged, _) = pair(L2, false);
     assert_eq!(drops(&bridged, &|_| ()), (false, vec![("tx_malformed", 10)]));
 }

@@ -6,13 +6,16 @@ use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant as Time};
 
 use icx_proto::counters::COUNTER_NAMES;
 use icx_proto::engine::{Engine, EngineConfig, Mode, NetworkConfig, Underlay};
+use icx_proto::engine::{PathMtu, PathMtuChange, PathMtuReason};
 use icx_proto::wire::checksum::checksum;
+use icx_proto::wire::geneve::{self, TunnelHeader};
 use icx_proto::{AllowedRoute, Instant, IpPrefix, MacAddr, SaKey, TxKeyHistory, Vni};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -20,7 +23,8 @@ use super::worker::{Worker, work};
 use super::{Control, Ends, Pump, PumpCounters, PumpError, PumpNotice, PumpOptions, Work};
 use crate::link::{self, LinkError};
 use crate::test_support::{NetNs, delete, set_up};
-use crate::tun::{Tun, TunConfig, TunOffload};
+use crate::told::tests::{Complaint, Liar, SetOnDrop};
+use crate::tun::{Tun, TunConfig, TunError, TunOffload};
 use crate::udp::{Family, Udp, UdpConfig, UdpOffload};
 use crate::{clock, sys};
 
@@ -587,6 +591,105 @@ fn senders_learn_the_inner_mtu() {
     for node in &nodes {
         node.stop();
     }
+}
+
+/// What a datagram of node 0 starts with.
+fn tunnel_header(counter: u64) -> [u8; geneve::HEADER_LEN] {
+    let mut header = [0; geneve::HEADER_LEN];
+    let fields = TunnelHeader { protocol: 0x0800, vni: vni(), spi: 1, counter };
+    geneve::emit(&fields, &mut header);
+    header
+}
+
+#[test]
+fn a_path_that_narrows_is_learned_from_who_has_seen_a_packet_and_from_nobody_else() {
+    for underlay in [["192.0.2.1", "192.0.2.2"], ["fd00:aa::1", "fd00:aa::2"]] {
+        let Some(nodes) = connected_pair(Options { underlay, inner_mtu: Some(1392), ..Options::default() }) else {
+            return;
+        };
+        echo(&nodes, overlay_v4, b"before");
+        let [own, peer] = underlay.map(|address| SocketAddr::new(address.parse().unwrap(), 6081));
+        let liar = nodes[0].namespace.run(|| Liar::new(own.ip()));
+        let counters = || nodes[0].pump.counters();
+        let stranger = SocketAddr::new(if own.is_ipv4() { "192.0.2.9" } else { "fd00:aa::9" }.parse().unwrap(), 6081);
+        let mut other_spi = tunnel_header(1);
+        (other_spi[15], other_spi[23]) = (9, 9);
+        for (to, quote) in [(peer, other_spi), (peer, tunnel_header(1 << 40)), (stranger, tunnel_header(1))] {
+            let before = counters().path_mtu_ignored;
+            liar.complain(own, to, Complaint::TooBig(1300), &quote);
+            eventually("it is counted", || counters().path_mtu_ignored == before + 1);
+        }
+        liar.complain(own, peer, Complaint::PortUnreachable, &tunnel_header(1));
+        eventually("it is counted", || counters().underlay_lost_reports == 1);
+        assert_eq!((nodes[0].engine.path_mtu(vni()), counters().path_mtu_updates), (None, 0));
+        assert!(nodes[0].notices.try_recv().is_err());
+
+        liar.complain(own, peer, Complaint::TooBig(1400), &tunnel_header(1));
+        let notice = nodes[0].notices.recv_timeout(LIVENESS).unwrap();
+        let learned = Some(PathMtu { path_mtu: 1400, inner_mtu: 1296 });
+        let expected = PathMtuChange { vni: vni(), learned, reason: PathMtuReason::Router };
+        assert_eq!(notice, PumpNotice::PathMtu(expected));
+        assert_eq!(counters().path_mtu_updates, 1);
+
+        let device_mtu = || nodes[0].namespace.run(|| link::by_name("icx0").unwrap().mtu);
+        let Node { namespace, pump, .. } = &nodes[0];
+        let set = |mtu| namespace.run(|| pump.set_device_mtu(mtu));
+        set(1296).unwrap();
+        assert_eq!(device_mtu(), 1296);
+        let error = set(1279).unwrap_err();
+        assert!(matches!(error, TunError::BadMtu { given: 1279, least: 1280 }), "{error:?}");
+        set(1392).unwrap();
+        assert_eq!(device_mtu(), 1392);
+
+        let near = nodes[0].namespace.run(|| UdpSocket::bind((overlay_v4(0), 0)).unwrap());
+        sys::set_option(near.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO).unwrap();
+        eventually("the sender is told", || {
+            near.send_to(&[0; 1392 - 28], (overlay_v4(1), 9))
+                .is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE))
+        });
+        near.send_to(&[0; 1296 - 28], (overlay_v4(1), 9)).expect("what fits passes");
+        echo(&nodes, overlay_v6, b"after");
+        // The peer's address changes: the path is another one.
+        let mut moved = nodes[0].engine.networks().remove(0);
+        moved.peer = stranger;
+        nodes[0].engine.update_network(moved).unwrap();
+        let notice = nodes[0].notices.recv_timeout(LIVENESS).unwrap();
+        let expected = PathMtuChange { vni: vni(), learned: None, reason: PathMtuReason::PeerChanged };
+        assert_eq!(notice, PumpNotice::PathMtu(expected));
+        for node in &nodes {
+            node.stop();
+        }
+        assert!(set(1392).is_ok(), "there is no device any more, and nothing to do");
+    }
+}
+
+#[test]
+fn traffic_passes_while_forged_messages_come_in() {
+    let Some(nodes) = connected_pair(Options { hashing: true, ..Options::default() }) else { return };
+    let [own, peer] = Options::default().underlay.map(|address| SocketAddr::new(address.parse().unwrap(), 6081));
+    let done = AtomicBool::new(false);
+    let liar = nodes[0].namespace.run(|| Liar::new(own.ip()));
+    thread::scope(|scope| {
+        let ends = SetOnDrop(&done);
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                liar.complain(own, peer, Complaint::PortUnreachable, &tunnel_header(1));
+                liar.complain(own, peer, Complaint::TooBig(600), &tunnel_header(1 << 40));
+            }
+        });
+        for round in 0..50_u8 {
+            echo(&nodes, overlay_v4, &[round; 100]);
+        }
+        drop(ends);
+    });
+    for node in &nodes {
+        node.stop();
+        let counters = node.pump.counters();
+        assert_eq!((counters.underlay_send_errors, counters.path_mtu_updates), (0, 0));
+    }
+    assert_eq!(nodes[0].engine.path_mtu(vni()), None);
+    let counters = nodes[0].pump.counters();
+    assert!(counters.path_mtu_ignored > 0 && counters.underlay_lost_reports > 0, "{counters:?}");
 }
 
 fn panicking(_ends: &Ends, _control: &Control, _number: usize) -> Result<(), PumpError> {
