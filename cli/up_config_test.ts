@@ -43,7 +43,7 @@ Deno.test("each option reaches the configuration", () => {
     ...["--local-address", "2001:db8::1", "-p", "7081", "--control-port", "7082", "--peer-control-port", "7083"],
     ...["--interface", "eth3"],
     ...["-v", "42", "--rekey-interval", "90s", "-t", "tun7", "-m", "1280", "--source-port-hash", "--no-peer-ip-filter"],
-    ...["--queues", "3", "--latency", "low", "--offload", "all=off,udp-gro=on", "--offload", "tso=on"],
+    ...["--queues", "3", "--latency", "low", "--clamp-mss", "--offload", "all=off,udp-gro=on", "--offload", "tso=on"],
     ...["--rx-rate-limit", "1000", "--address", "10.9.0.1/24", "--address", "fd00::1/64"],
     ...["--allowed-route", "10.9.0.1/32=10.9.0.2/32", "--allowed-route", "fd00::/64", "[2001:db8::2]:7084"],
   ));
@@ -60,6 +60,7 @@ Deno.test("each option reaches the configuration", () => {
     sourcePortHashing: true,
     queues: 3,
     latency: "low",
+    clampMss: true,
     offload: { tso: true, uso: false, gro: false, udpGso: false, udpGro: true },
     peers: [{
       host: "2001:db8::2",

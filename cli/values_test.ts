@@ -4,6 +4,7 @@ import {
   endpoint,
   formatDuration,
   formatEndpoint,
+  mtu,
   offloads,
   parseDuration,
   queues,
@@ -25,6 +26,19 @@ Deno.test("durations are read in milliseconds and written in their largest whole
   }
   for (const text of ["", "2", "m", "-2m", "2 m", "2d", "1.m", "1e3s"]) {
     strictEqual(parseDuration(text), undefined, text);
+  }
+});
+
+Deno.test("an MTU is a number of bytes in its range, or left to the node", () => {
+  const rows = [["auto", undefined], ["68", 68], ["1392", 1392], ["65535", 65535]] as const;
+  for (const [given, bytes] of rows) {
+    const result = mtu(68, 65535).parse(given);
+    ok(result.success, given);
+    strictEqual(result.value.bytes, bytes);
+    strictEqual(mtu(68, 65535).format(result.value), given);
+  }
+  for (const given of ["", "67", "65536", "-1", "1e3", "1392.5", "AUTO", "auto "]) {
+    ok(!mtu(68, 65535).parse(given).success, given);
   }
 });
 

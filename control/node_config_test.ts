@@ -18,6 +18,7 @@ Deno.test("parseNodeConfig() fills in the defaults of the protocol", () => {
     sourcePortHashing: false,
     queues: undefined,
     latency: "balanced",
+    clampMss: false,
     offload: { tso: true, uso: true, gro: true, udpGso: true, udpGro: true },
     peers: [{
       host: "192.0.2.1",

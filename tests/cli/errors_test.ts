@@ -234,6 +234,7 @@ const ROWS: readonly ErrorRow[] = [
   value("-t", "x y", "interface name"),
   value("-t", "sixteen-letters-", "interface name of 1 to 15"),
   value("--tun-mtu", "67", "from 68 to 65535"),
+  value("--tun-mtu", "Auto", "auto, or a whole number"),
   value("-m", "65536", "from 68 to 65535"),
   value("-m", "1500.5", "from 68 to 65535"),
   value("--rx-rate-limit", "-5", "from 0 to 4294967295"),

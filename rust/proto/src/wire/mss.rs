@@ -173,7 +173,8 @@ mod tests {
     #[test]
     fn announcements_are_lowered_and_nothing_else_is() {
         let large = mss(1460);
-        let cases: [(&str, u8, Vec<u8>, Option<Vec<u8>>); 15] = [
+        type Case = (&'static str, u8, Vec<u8>, Option<Vec<u8>>);
+        let cases: [Case; 15] = [
             ("the size of an opening", SYN, large.clone(), Some(mss(1256))),
             ("the size of its answer", SYN | 0x10, large.clone(), Some(mss(1256))),
             (
