@@ -70,10 +70,16 @@ async function announced(lab: Lab, host: Host, connect: () => Promise<void>): Pr
   const filter = "tcp[tcpflags] & tcp-syn != 0 or (ip6 and ip6[6] = 6 and ip6[53] & 2 != 0)";
   const dump = lab.spawn(host, ["tcpdump", "-l", "-n", "-i", "icx0", filter]);
   await dump.until("tcpdump listens", 10_000, () => /listening on/.test(dump.stderr) || undefined);
+  // Attempts from before the other end listened have no answer.
+  const sizes = (flags: string) =>
+    [...dump.stdout.matchAll(/Flags \[(S\.?)\].* \[mss (\d+)/g)].filter(([, found]) => found === flags).map((row) =>
+      Number(row[2])
+    );
   await connect();
-  await dump.until("both ends open", 10_000, () => dump.stdout.match(/mss \d+/g)?.length === 2 || undefined);
+  await dump.until("both ends open", 10_000, () => sizes("S.").length > 0 || undefined);
   dump.kill("SIGTERM");
-  return (await dump.ended).stdout.match(/mss \d+/g)?.map((text) => Number(text.slice(4))) ?? [];
+  await dump.ended;
+  return [...new Set(sizes("S")), ...new Set(sizes("S."))];
 }
 
 privileged("--clamp-mss: SYN and SYN-ACK announce what fits, whatever the ends' own devices would carry", async () => {
