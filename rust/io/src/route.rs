@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteVia};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteVia};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::link;
@@ -17,7 +17,8 @@ pub struct Route {
     pub source: IpAddr,
     /// The next hop; `None` when the destination is on the link.
     pub gateway: Option<IpAddr>,
-    /// The largest IP packet in bytes: the route's own MTU (configured, or learned for this destination), else the link's.
+    /// The largest IP packet in bytes: the route's own MTU where one is configured, else the link's. Never what ICMP told the
+    /// kernel of this destination, which anybody can forge.
     pub mtu: u32,
 }
 
@@ -48,9 +49,27 @@ pub fn lookup(dst: IpAddr, src: Option<IpAddr>) -> Result<Route, RouteError> {
     let failed = |source| RouteError::Lookup { to: dst, source };
     let mut netlink = Netlink::open().map_err(failed)?;
 
+    let answer = ask(&mut netlink, dst, src, RouteFlags::empty())?;
+    let index = answer.index.ok_or(RouteError::Incomplete { to: dst, what: "interface" })?;
+    let source = src.or(answer.source).ok_or(RouteError::Incomplete { to: dst, what: "source address" })?;
+    let link = link::by_index(&mut netlink, index)
+        .map_err(failed)?
+        .ok_or(RouteError::Incomplete { to: dst, what: "interface" })?;
+    // An MTU in the answer may be learned: the table has those that are configured.
+    let configured = match answer.mtu {
+        Some(_) => ask(&mut netlink, dst, src, RouteFlags::FibMatch)?.mtu,
+        None => None,
+    };
+    Ok(Route { interface: link.name, index, source, gateway: answer.gateway, mtu: configured.unwrap_or(link.mtu) })
+}
+
+/// One question: for the way that a packet would go, or with `FibMatch` for the entry of the table that it would go by
+/// (`inet_rtm_getroute` in net/ipv4/route.c).
+fn ask(netlink: &mut Netlink, dst: IpAddr, src: Option<IpAddr>, flags: RouteFlags) -> Result<Answer, RouteError> {
     let mut request = RouteMessage::default();
     request.header.address_family = family(dst);
     request.header.destination_prefix_length = host_prefix(dst);
+    request.header.flags = flags;
     request.attributes.push(RouteAttribute::Destination(dst.into()));
     if let Some(src) = src {
         request.header.source_prefix_length = host_prefix(src);
@@ -58,23 +77,13 @@ pub fn lookup(dst: IpAddr, src: Option<IpAddr>) -> Result<Route, RouteError> {
     }
     let answers = netlink.request(RouteNetlinkMessage::GetRoute(request), 0).map_err(|source| match source {
         NetlinkError::Refused(_) => RouteError::NoRoute { to: dst, from: src, source },
-        _ => failed(source),
+        _ => RouteError::Lookup { to: dst, source },
     })?;
-    let message = answers
-        .into_iter()
-        .find_map(|answer| match answer {
-            RouteNetlinkMessage::NewRoute(message) => Some(message),
-            _ => None,
-        })
-        .ok_or(RouteError::Incomplete { to: dst, what: "route" })?;
-
-    let answer = Answer::from(message);
-    let index = answer.index.ok_or(RouteError::Incomplete { to: dst, what: "interface" })?;
-    let source = src.or(answer.source).ok_or(RouteError::Incomplete { to: dst, what: "source address" })?;
-    let link = link::by_index(&mut netlink, index)
-        .map_err(failed)?
-        .ok_or(RouteError::Incomplete { to: dst, what: "interface" })?;
-    Ok(Route { interface: link.name, index, source, gateway: answer.gateway, mtu: answer.mtu.unwrap_or(link.mtu) })
+    let message = answers.into_iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewRoute(message) => Some(message),
+        _ => None,
+    });
+    message.map(Answer::from).ok_or(RouteError::Incomplete { to: dst, what: "route" })
 }
 
 #[derive(Default)]
@@ -126,7 +135,7 @@ fn host_prefix(address: IpAddr) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
+    use std::net::{IpAddr, UdpSocket};
 
     use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
     use netlink_packet_route::RouteNetlinkMessage;
@@ -134,9 +143,10 @@ mod tests {
         RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
     };
 
-    use super::{Route, RouteError, lookup};
+    use super::{Route, RouteError, RouteFlags, ask, lookup};
     use crate::netlink::Netlink;
     use crate::test_support::NetNs;
+    use crate::told::tests::{Complaint, Liar};
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -193,6 +203,32 @@ mod tests {
                 add_route(ip(network), network_prefix, ip(theirs), Some(1400));
                 assert_eq!(lookup(ip(host), None).unwrap(), expected(Some(ip(theirs)), 1400));
                 assert_eq!(lookup(ip(host), Some(ip(ours))).unwrap(), expected(Some(ip(theirs)), 1400));
+            });
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_learned_from_icmp_is_left_alone() {
+        for (ours, theirs, prefix, network, network_prefix, host) in [
+            ("192.0.2.1", "192.0.2.2", 24, "198.51.100.0", 24, "198.51.100.9"),
+            ("fd00:aa::1", "fd00:aa::2", 64, "fd00:bb::", 64, "fd00:bb::9"),
+        ] {
+            let Some((near, far)) = NetNs::new().zip(NetNs::new()) else { return };
+            near.connect(&far, (ip(ours), prefix), (ip(theirs), prefix));
+            let socket = near.run(|| {
+                add_route(ip(network), network_prefix, ip(theirs), Some(1450));
+                UdpSocket::bind((ip(ours), 0)).unwrap()
+            });
+            let from = socket.local_addr().unwrap();
+            far.run(|| Liar::new(ip(ours)).complain(from, (ip(host), 9).into(), Complaint::TooBig(1400), &[0; 32]));
+            let learned = || ask(&mut Netlink::open().unwrap(), ip(host), None, RouteFlags::empty()).unwrap().mtu;
+            near.run(|| {
+                let patience = std::time::Instant::now() + std::time::Duration::from_secs(20);
+                while learned() != Some(1400) {
+                    assert!(std::time::Instant::now() < patience, "the kernel has learned nothing: {:?}", learned());
+                    std::thread::yield_now();
+                }
+                assert_eq!(lookup(ip(host), None).unwrap().mtu, 1450);
             });
         }
     }
