@@ -15,3 +15,4 @@ pub mod mss;
 pub mod mtu;
 pub mod neighbor;
 pub mod outer;
+pub mod traffic_class;
