@@ -18,7 +18,11 @@ export const RX_DROP_REASONS = [
   "rx_bad_inner",
   "rx_invalid_src",
   "rx_invalid_dst",
+  "rx_bad_ecn",
 ] as const;
+
+/** Counters are appended: those of the reasons from this one on come last. */
+const APPENDED_RX: number = RX_DROP_REASONS.indexOf("rx_bad_ecn");
 
 /** Why an outbound packet went no further, in the order of the C interface. */
 export const TX_DROP_REASONS = [
@@ -43,10 +47,11 @@ export const TRAFFIC_COUNTERS = {
 /** Every counter, in the order of the C interface; a test compares it with `icx_counter_names`. */
 export const COUNTER_NAMES: readonly CounterName[] = [
   ...TRAFFIC_COUNTERS.rx,
-  ...RX_DROP_REASONS,
+  ...RX_DROP_REASONS.slice(0, APPENDED_RX),
   ...TRAFFIC_COUNTERS.tx,
   ...TX_DROP_REASONS,
   ...TRAFFIC_COUNTERS.times,
+  ...RX_DROP_REASONS.slice(APPENDED_RX),
 ];
 
 /** Why an inbound packet went no further: the name of the counter that went up. */

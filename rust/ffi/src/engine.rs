@@ -6,7 +6,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use icx_proto::counters::{COUNTER_NAMES, CounterSnapshot};
-use icx_proto::engine::{InstallError, LocalEndpoint, NetworkError, RxVerdict, SaPair, TxVerdict};
+use icx_proto::engine::{
+    Arrival, InstallError, LocalEndpoint, NetworkError, OuterTrafficClass, RxVerdict, SaPair, TxVerdict,
+};
+use icx_proto::wire::traffic_class::TrafficClass;
 use icx_proto::{Engine, EngineConfig, Instant, MacAddr, Mode, NetworkConfig, SaKey, Spi, TxKeyHistory, Underlay, Vni};
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +29,7 @@ const OUTPUT_HEADROOM: usize = 128;
 /// One packet of a batch.
 ///
 /// Inbound: `offset` and `length` in the input; `phy_to_virt` over a UDP underlay also takes the outer source
-/// in `addr` (IPv4 as `::ffff:a.b.c.d`). Afterwards: `offset` and `length` in the output, and the verdict.
+/// in `addr` (IPv4 as `::ffff:a.b.c.d`) and the outer `traffic_class`. Afterwards: `offset` and `length` in the output, and the verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct IcxPacket {
@@ -45,8 +48,10 @@ pub struct IcxPacket {
     pub port: u16,
     /// The hashed source port to send from; 0: the base port.
     pub source_port: u16,
+    /// Of the outer header: the one to send with, or the one that it came with.
+    pub traffic_class: u8,
     /// Zero.
-    pub reserved: [u32; 3],
+    pub reserved: [u8; 11],
 }
 
 const _: () = assert!(size_of::<IcxPacket>() == 48 && align_of::<IcxPacket>() == 4);
@@ -109,6 +114,10 @@ struct EngineOptions {
     peer_filter: bool,
     #[serde(default)]
     source_port_hashing: bool,
+    #[serde(default)]
+    copy_ecn: bool,
+    #[serde(default)]
+    copy_dscp: bool,
     /// 0: none are sent.
     #[serde(default)]
     keepalive_ms: u32,
@@ -219,6 +228,7 @@ pub(crate) fn create(_: &Call, text: &[u8]) -> Outcome<u32> {
         underlay,
         peer_filter: options.peer_filter,
         source_port_hashing,
+        outer_traffic_class: OuterTrafficClass { ecn: options.copy_ecn, dscp: options.copy_dscp },
         keepalive: (options.keepalive_ms > 0).then(|| Duration::from_millis(options.keepalive_ms.into())),
         inner_mtu: inner_mtu_option(options.inner_mtu),
         tx_key_history,
@@ -487,8 +497,9 @@ pub(crate) fn phy_to_virt(
     let engine = call.get::<EngineHandle>(engine)?;
     let now = engine.now();
     transform(input, packets, output, |packet, frame, out| {
-        let source = engine.underlay_is_udp.then(|| ip_of(packet.addr));
-        match engine.engine.phy_to_virt(now, source, frame, out) {
+        let src = engine.underlay_is_udp.then(|| ip_of(packet.addr));
+        let arrival = Arrival { src, ecn: TrafficClass::new(packet.traffic_class).ecn() };
+        match engine.engine.phy_to_virt(now, arrival, frame, out) {
             RxVerdict::Deliver { range, vni } => result(SEND, range, Some(vni)),
             RxVerdict::Consumed { vni } => result(CONSUMED, 0..0, Some(vni)),
             RxVerdict::Drop(reason) => result(-1 - reason as i32, 0..0, None),
@@ -579,10 +590,11 @@ fn placed(mut packet: IcxPacket, used: &mut usize) -> IcxPacket {
 
 fn sent(verdict: TxVerdict) -> IcxPacket {
     match verdict {
-        TxVerdict::Send { range, vni, peer, source_port } => IcxPacket {
+        TxVerdict::Send { range, vni, peer, source_port, traffic_class } => IcxPacket {
             addr: octets_of(peer.ip()),
             port: peer.port(),
             source_port: source_port.unwrap_or(0),
+            traffic_class: traffic_class.get(),
             ..result(SEND, range, Some(vni))
         },
         TxVerdict::Reply { range } => result(HANDLED, range, None),

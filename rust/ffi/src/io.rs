@@ -10,6 +10,7 @@ use icx_io::{
     RouteError, Tun, TunConfig, TunError, TunOffload, Udp, UdpConfig, UdpOffload,
 };
 use icx_proto::engine::{PathMtuChange, PathMtuReason};
+use icx_proto::wire::traffic_class::TrafficClass;
 use serde::{Deserialize, Serialize};
 
 use crate::code::Code;
@@ -319,6 +320,7 @@ pub(crate) fn receive_udp(call: &Call, udp: u32, packets: &mut [IcxPacket], outp
                 verdict: verdict(!datagram.truncated),
                 addr: engine::octets_of(from.ip()),
                 port: from.port(),
+                traffic_class: datagram.traffic_class.get(),
                 ..engine::placed_at(&range)
             };
             true
@@ -341,6 +343,7 @@ pub(crate) fn send_udp(call: &Call, udp: u32, input: &[u8], packets: &mut [IcxPa
                 payload: engine::frame(input, packet)?,
                 to: SocketAddr::new(engine::ip_of(packet.addr), packet.port),
                 source_port: (packet.source_port != 0).then_some(packet.source_port),
+                traffic_class: TrafficClass::new(packet.traffic_class),
             })
         })
         .collect();

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use icx_proto::counters::{COUNTER_NAMES, CounterSnapshot, RxDrop};
-use icx_proto::engine::{LocalEndpoint, OpenSink, RxVerdict, SaPair, TxVerdict};
+use icx_proto::engine::{Arrival, LocalEndpoint, OpenSink, OuterTrafficClass, RxVerdict, SaPair, TxVerdict};
 use icx_proto::replay::COUNTER_LIMIT;
+use icx_proto::wire::checksum::checksum;
 use icx_proto::wire::outer::{self, Endpoint};
+use icx_proto::wire::traffic_class::{Ecn, TrafficClass};
 use icx_proto::{
     AllowedRoute, Engine, EngineConfig, Instant, MacAddr, Mode, NetworkConfig, SaKey, Spi, TxKeyHistory, Underlay, Vni,
 };
@@ -28,6 +30,13 @@ const HEADROOM: usize = 128;
 
 const L2: u8 = 1;
 const RAW: u8 = 2;
+const COPY_ECN: u8 = 4;
+const COPY_DSCP: u8 = 8;
+
+/// The outer ECN field of what is received.
+fn outer_ecn(flags: u8) -> Ecn {
+    Ecn::from_bits(flags >> 4)
+}
 
 /// An engine with one VNI: 10.0.0.0/8 and fd00::/8 are here, 172.16.0.0/12 and fe80::/10 are there.
 fn engine(flags: u8) -> Engine {
@@ -43,6 +52,7 @@ fn engine(flags: u8) -> Engine {
         },
         peer_filter: true,
         source_port_hashing: Some(9),
+        outer_traffic_class: OuterTrafficClass { ecn: flags & COPY_ECN != 0, dscp: flags & COPY_DSCP != 0 },
         keepalive: None,
         inner_mtu: None,
         tx_key_history: Arc::new(TxKeyHistory::new(&[3; 32])),
@@ -80,7 +90,7 @@ pub(crate) fn totals(engine: &Engine) -> CounterSnapshot {
             *sum += value;
         }
     }
-    sum.values[25..].fill(0);
+    sum.values[25..28].fill(0);
     sum
 }
 
@@ -119,26 +129,26 @@ type Opened = (Result<Option<Vec<u8>>, RxDrop>, Vec<(&'static str, u64)>);
 
 /// Opens a frame in each of the three ways on engines of their own, which must agree; twice, for the replay.
 fn open_everywhere(flags: u8, frame: &[u8]) -> [Opened; 2] {
-    let src = Some(PEER.addr.ip());
+    let arrival = Arrival { src: Some(PEER.addr.ip()), ecn: outer_ecn(flags) };
     let (copy, in_place, batch) = (engine(flags), engine(flags), engine(flags));
     [(); 2].map(|()| {
         let before = totals(&copy);
         let mut out = vec![0xee; frame.len()];
-        let verdict = copy.phy_to_virt(NOW, src, frame, &mut out);
+        let verdict = copy.phy_to_virt(NOW, arrival, frame, &mut out);
         let opened = content(&verdict, &out);
         let changes = moved(&before, &totals(&copy));
 
         let mut buf = vec![0xee; HEADROOM + frame.len() + 5];
         let place = HEADROOM..HEADROOM + frame.len();
         buf[place.clone()].copy_from_slice(frame);
-        let verdict = in_place.phy_to_virt_in_place(NOW, src, &mut buf, place.clone());
+        let verdict = in_place.phy_to_virt_in_place(NOW, arrival, &mut buf, place.clone());
         assert_eq!(content(&verdict, &buf), opened);
         assert!(buf[..place.start].iter().chain(&buf[place.end..]).all(|byte| *byte == 0xee), "outside the frame");
         assert_eq!(totals(&in_place), totals(&copy));
 
         let mut sink = Sink { room: Vec::new(), frame: None };
         if !frame.is_empty() {
-            assert_eq!(batch.open_batch(NOW, src, frame, frame.len(), &mut sink), frame.len());
+            assert_eq!(batch.open_batch(NOW, arrival, frame, frame.len(), &mut sink), frame.len());
             assert_eq!(sink.frame, opened.clone().ok().flatten());
             assert_eq!(totals(&batch), totals(&copy));
         }
@@ -166,10 +176,14 @@ pub fn frame(input: &[u8]) {
     assert_eq!(totals(&in_place), totals(&copy));
     match (verdict, same) {
         (
-            TxVerdict::Send { range, vni, peer, source_port },
-            TxVerdict::Send { range: there, vni: v, peer: p, source_port: s },
+            TxVerdict::Send { range, vni, peer, source_port, traffic_class },
+            TxVerdict::Send { range: there, vni: v, peer: p, source_port: s, traffic_class: t },
         ) => {
-            assert_eq!((vni, peer, source_port), (v, p, s));
+            assert_eq!((vni, peer, source_port, traffic_class), (v, p, s, t));
+            let inner = TrafficClass::of(frame.get(if flags & L2 != 0 { 14.. } else { 0.. }).unwrap_or(&[])).get();
+            let copied =
+                (if flags & COPY_ECN != 0 { 0x03 } else { 0 }) | (if flags & COPY_DSCP != 0 { 0xfc } else { 0 });
+            assert_eq!(traffic_class.get(), inner & copied);
             assert_eq!(out[range], buf[there]);
             assert_eq!(changes[0], ("tx_packets", 1));
         }
@@ -224,7 +238,8 @@ fn datagram(flags: u8, protocol: [u8; 2], counter: &[u8; 8], plain: &[u8]) -> Ve
         return datagram;
     }
     let mut frame = [&vec![0; outer::header_len(false)], &datagram[..]].concat();
-    outer::emit(&mut frame, &PEER, &LOCAL, true, true).expect("fuzzed packets fit");
+    let class = TrafficClass::new(outer_ecn(flags) as u8 | 0xb8);
+    outer::emit(&mut frame, &PEER, &LOCAL, class, true, true).expect("fuzzed packets fit");
     frame
 }
 
@@ -244,7 +259,35 @@ fn expected(flags: u8, protocol: u16, counter: u64, plain: &[u8]) -> Result<Opti
     match (there, here) {
         (false, _) => Err(RxDrop::InvalidSrc),
         (true, false) => Err(RxDrop::InvalidDst),
-        (true, true) if flags & L2 != 0 => Ok(Some([&HOST.0[..], &GATEWAY.0, &protocol.to_be_bytes(), plain].concat())),
-        (true, true) => Ok(Some(plain.to_vec())),
+        (true, true) => {
+            let plain = decapsulated(plain, outer_ecn(flags)).ok_or(RxDrop::BadEcn)?;
+            let link = [&HOST.0[..], &GATEWAY.0, &protocol.to_be_bytes()].concat();
+            Ok(Some(if flags & L2 != 0 { [link, plain].concat() } else { plain }))
+        }
     }
+}
+
+/// RFC 6040 section 4.2, figure 4.
+fn decapsulated(plain: &[u8], outer: Ecn) -> Option<Vec<u8>> {
+    let mut packet = plain.to_vec();
+    let v4 = packet[0] >> 4 == 4;
+    let shift = if v4 { 0 } else { 4 };
+    let inner = Ecn::from_bits(packet[1] >> shift);
+    let ecn = match outer {
+        Ecn::Ce if inner == Ecn::NotEct => return None,
+        Ecn::Ce => Ecn::Ce,
+        Ecn::Ect1 if inner == Ecn::Ect0 => Ecn::Ect1,
+        _ => inner,
+    };
+    let was_right = checksum(&packet[..20]) == 0;
+    packet[1] = packet[1] & !(3 << shift) | (ecn as u8) << shift;
+    if v4 && ecn != inner {
+        let sum = |bytes: [u8; 2]| u32::from(u16::from_be_bytes(bytes));
+        let complement = 0xffff - sum([plain[10], plain[11]]) + u32::from(ecn as u8) + 0xffff - u32::from(inner as u8);
+        let folded = (complement & 0xffff) + (complement >> 16);
+        let folded = (folded & 0xffff) + (folded >> 16);
+        packet[10..12].copy_from_slice(&(!(folded as u16)).to_be_bytes());
+        assert!(!was_right || checksum(&packet[..20]) == 0, "a right checksum stays right");
+    }
+    Some(packet)
 }

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use icx_proto::counters::{RxDrop, TxDrop};
-use icx_proto::engine::{InstallError, RxSaStatus, RxVerdict, SaPair, SaStatus, TxSaStatus, TxSwitch, TxVerdict};
+use icx_proto::engine::{
+    InstallError, OuterTrafficClass, RxSaStatus, RxVerdict, SaPair, SaStatus, TxSaStatus, TxSwitch, TxVerdict,
+};
 use icx_proto::replay::{COUNTER_LIMIT, ReplayWindow};
 use icx_proto::{
     AllowedRoute, Engine, EngineConfig, Instant, MacAddr, Mode, NetworkConfig, SaKey, Spi, TxKeyHistory, Underlay, Vni,
@@ -445,6 +447,7 @@ impl Node {
             underlay: Underlay::Udp,
             peer_filter: true,
             source_port_hashing: None,
+            outer_traffic_class: OuterTrafficClass::default(),
             keepalive: Some(Duration::from_nanos(KEEPALIVE)),
             inner_mtu: None,
             tx_key_history: history.clone(),

@@ -211,7 +211,7 @@ fn run(
     assert_eq!(after[count..], packets[count..]);
     let mut end = 0;
     for packet in &after[..count] {
-        assert!(packet.verdict <= 2 && packet.reserved == [0; 3]);
+        assert!(packet.verdict <= 2 && packet.reserved == [0; 11]);
         if packet.verdict < 0 || packet.verdict == 2 {
             assert_eq!((packet.offset, packet.length), (0, 0));
         } else {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use icx_proto::engine::{BatchPacket, RunBuffer, RunLimits, SaPair};
+use icx_proto::engine::{BatchPacket, OuterTrafficClass, RunBuffer, RunLimits, SaPair};
 use icx_proto::offload::{CoalesceOptions, Coalescer, VnetHeader, outgoing};
 use icx_proto::wire::checksum::checksum;
 use icx_proto::{
@@ -21,6 +21,7 @@ fn engine(initiator: bool) -> Engine {
         underlay: Underlay::Udp,
         peer_filter: true,
         source_port_hashing: Some(5),
+        outer_traffic_class: OuterTrafficClass::default(),
         keepalive: None,
         inner_mtu: None,
         tx_key_history: Arc::new(TxKeyHistory::new(&[3; 32])),

@@ -139,10 +139,11 @@ fn check_outer(frame: &[u8]) {
     let src = Endpoint { addr: parsed.src, mac: parsed.src_mac };
     let dst = Endpoint { addr: parsed.dst, mac: MacAddr([frame[0], frame[1], frame[2], frame[3], frame[4], frame[5]]) };
     for udp_checksum in [false, true] {
-        outer_frame::emit(&mut again, &src, &dst, udp_checksum, true).expect("it came from a frame");
+        outer_frame::emit(&mut again, &src, &dst, parsed.traffic_class, udp_checksum, true)
+            .expect("it came from a frame");
         let reparsed = outer_frame::parse(&again).expect("we wrote it");
         assert_eq!((reparsed.src, reparsed.src_mac, reparsed.dst), (parsed.src, parsed.src_mac, parsed.dst));
-        assert_eq!(&again[reparsed.payload], payload);
+        assert_eq!((&again[reparsed.payload], reparsed.traffic_class), (payload, parsed.traffic_class));
         let datagram = &again[again.len() - payload.len() - 8..];
         if udp_checksum || ipv6 {
             assert_ne!(be16(datagram, 6), 0, "zero would mean no checksum");

@@ -6,10 +6,11 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 use icx_proto::Instant;
+use icx_proto::wire::traffic_class::TrafficClass;
 
 use crate::pump::PumpError;
 use crate::readiness::{Direction, Readiness};
-use crate::sys::{self, ErrorSlot, ReceiveBatch, SendHeaders};
+use crate::sys::{self, ErrorSlot, Outgoing, ReceiveBatch, SendHeaders};
 use crate::told::{Hear, Retry, WINDOW};
 use crate::tun::Tun;
 use crate::udp::{Choice, Udp, send_run};
@@ -170,6 +171,8 @@ pub struct Datagram<'a> {
     pub to: SocketAddr,
     /// The hashed port to send from; `None`: the base port.
     pub source_port: Option<u16>,
+    /// Of the outer header.
+    pub traffic_class: TrafficClass,
 }
 
 /// What became of a [`Datagram`].
@@ -186,6 +189,8 @@ pub struct ReceivedDatagram<'a> {
     pub payload: &'a [u8],
     /// `None` when the kernel gave no internet address.
     pub from: Option<SocketAddr>,
+    /// Of the outer header.
+    pub traffic_class: TrafficClass,
     /// It was longer than any that can be sent; its end is lost.
     pub truncated: bool,
 }
@@ -253,8 +258,8 @@ impl DatagramBatches {
         let first = self.next;
         // Each message is one datagram: the kernel merges them for pumps only.
         for message in self.received.messages().skip(first) {
-            let sys::Received { payload, from, truncated, .. } = message;
-            if !take(ReceivedDatagram { payload, from, truncated }) {
+            let sys::Received { payload, from, traffic_class, truncated, .. } = message;
+            if !take(ReceivedDatagram { payload, from, traffic_class, truncated }) {
                 break;
             }
             self.next += 1;
@@ -290,7 +295,10 @@ impl DatagramBatches {
                 run.len(),
                 |from| {
                     let rest = &datagrams[first + from..last];
-                    rest.iter().map(|datagram| (udp.to_socket_family(datagram.to), datagram.payload))
+                    rest.iter().map(|&Datagram { payload, to, traffic_class, .. }| {
+                        let to = udp.to_socket_family(to);
+                        Outgoing { to, payload, segment_size: None, traffic_class }
+                    })
                 },
                 &mut |at, _error| refused[at] = true,
             );
@@ -313,6 +321,8 @@ impl DatagramBatches {
 mod tests {
     use std::num::NonZero;
     use std::time::Duration;
+
+    use icx_proto::wire::traffic_class::TrafficClass;
 
     use super::{Datagram, DatagramBatches, SendOutcome};
     use crate::clock;
@@ -352,7 +362,8 @@ mod tests {
             let readiness = Readiness::new().unwrap();
             let mut batches = DatagramBatches::default();
             let payload = [0; 1000];
-            let datagrams = [Datagram { payload: &payload, to: "192.0.2.9:9".parse().unwrap(), source_port: None }; 64];
+            let (to, traffic_class) = ("192.0.2.9:9".parse().unwrap(), TrafficClass::ZERO);
+            let datagrams = [Datagram { payload: &payload, to, source_port: None, traffic_class }; 64];
             let mut send = || {
                 let mut outcomes = Vec::new();
                 let done = batches

@@ -318,7 +318,10 @@ pub(crate) mod tests {
         let mut runs = RunBuffer::new(200_000, 64, RUN_LIMITS);
         for &peer in peers {
             runs.space()[..size].fill(7);
-            runs.push(size, &Destination { vni: Vni::new(1).unwrap(), peer, source_port });
+            runs.push(
+                size,
+                &Destination { vni: Vni::new(1).unwrap(), peer, source_port, traffic_class: TrafficClass::ZERO },
+            );
         }
         let mut events = Events::default();
         sender.send(udp, 0, Instant::from_nanos(0), &runs, &mut events);

@@ -1,9 +1,9 @@
 //! UDP sockets: the outer side of the tunnel.
 //!
 //! The base sockets, one for each worker, receive everything, and send what has no hashed source port. None is ever
-//! connected: a peer may send from any port. All datagrams leave with DF, TTL or hop limit 64, TOS or traffic class 0 and
-//! flow label 0. Where the kernel can, it cuts a run of datagrams itself (`UDP_SEGMENT`) and merges what arrives
-//! (`UDP_GRO`); on the wire each is still a datagram of its own.
+//! connected: a peer may send from any port. All datagrams leave with DF, TTL or hop limit 64 and flow label 0, and with
+//! TOS or traffic class 0 unless the engine gives another. Where the kernel can, it cuts a run of datagrams itself
+//! (`UDP_SEGMENT`) and merges what arrives (`UDP_GRO`); on the wire each is still a datagram of its own.
 
 use std::fmt;
 use std::io;
@@ -188,7 +188,9 @@ impl Udp {
         }
         let mut merges = offload.merge;
         for base in &bases {
-            enlarge_buffers(base).map_err(|source| failed("setsockopt", source))?;
+            enlarge_buffers(base)
+                .and_then(|()| tell_traffic_class(base, local, only_v6))
+                .map_err(|source| failed("setsockopt", source))?;
             // Linux before 5.0 does not know the option, which is left as it is here.
             merges = merges && sys::set_option(base.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 0).is_ok();
         }
@@ -395,6 +397,18 @@ fn set_wire_options(socket: &Socket, address: SocketAddr, only_v6: bool) -> io::
     sys::set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)
 }
 
+/// Lets the kernel tell the TOS or traffic class of what arrives.
+fn tell_traffic_class(socket: &Socket, local: SocketAddr, only_v6: bool) -> io::Result<()> {
+    if local.is_ipv6() {
+        sys::set_option(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+        if only_v6 {
+            return Ok(());
+        }
+    }
+    // On a dual-stack socket too: this is for what comes from mapped addresses.
+    sys::set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_RECVTOS, 1)
+}
+
 /// Asks for large buffers; CAP_NET_ADMIN lifts the limits of `net.core.rmem_max` and `wmem_max`, without it they hold.
 fn enlarge_buffers(socket: &Socket) -> io::Result<()> {
     let fd = socket.as_fd();
@@ -576,6 +590,7 @@ impl SocketQueue<'_> {
                     to: self.udp.to_socket_family(run.to.peer),
                     payload: self.sealed.bytes(start..end),
                     segment_size: segments.then_some(run.segment_size as u16),
+                    traffic_class: run.to.traffic_class,
                 }
             })
         })
@@ -619,7 +634,7 @@ fn may_be_segmentation(error: &io::Error) -> bool {
 /// the socket is told of earlier ones is forgotten.
 /// `datagrams` gives those from an index on. `refused` hears of each that the kernel did not take: it is gone, and the next ones may
 /// well pass.
-pub(crate) fn send_run<'a, I: Iterator<Item = (SocketAddr, &'a [u8])>>(
+pub(crate) fn send_run<'a, I: Iterator<Item = Outgoing<'a>>>(
     told: (BorrowedFd<'_>, &ErrorQueue),
     (headers, errors): (&mut SendHeaders, &mut ErrorSlot),
     count: usize,
@@ -630,8 +645,7 @@ pub(crate) fn send_run<'a, I: Iterator<Item = (SocketAddr, &'a [u8])>>(
     let mut retry = Retry::default();
     let mut next = 0;
     while next < count {
-        let messages = datagrams(next).map(|(to, payload)| Outgoing { to, payload, segment_size: None });
-        match sys::sendmmsg(socket, headers, messages) {
+        match sys::sendmmsg(socket, headers, datagrams(next)) {
             Ok(sent) => {
                 next += sent;
                 retry = Retry::default();
@@ -675,6 +689,7 @@ mod tests {
     use std::time::Duration;
 
     use icx_proto::engine::{Destination, RunBuffer};
+    use icx_proto::wire::traffic_class::TrafficClass;
     use icx_proto::{Instant, Vni};
 
     use super::{
@@ -705,7 +720,7 @@ mod tests {
     }
 
     fn to(peer: SocketAddr, source_port: Option<u16>) -> Destination {
-        Destination { vni: Vni::new(1).unwrap(), peer, source_port }
+        Destination { vni: Vni::new(1).unwrap(), peer, source_port, traffic_class: TrafficClass::ZERO }
     }
 
     fn queue() -> RunBuffer {

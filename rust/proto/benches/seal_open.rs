@@ -12,7 +12,7 @@ use std::sync::Arc;
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use icx_proto::counters::COUNTER_NAMES;
-use icx_proto::engine::{BatchPacket, OpenSink, RunBuffer, RunLimits, SaPair, TxVerdict};
+use icx_proto::engine::{BatchPacket, OpenSink, OuterTrafficClass, RunBuffer, RunLimits, SaPair, TxVerdict};
 use icx_proto::offload::{CoalesceOptions, Coalescer, VnetHeader, outgoing};
 use icx_proto::wire::checksum;
 use icx_proto::{
@@ -32,6 +32,7 @@ fn engine(initiator: bool) -> Engine {
         underlay: Underlay::Udp,
         peer_filter: true,
         source_port_hashing: None,
+        outer_traffic_class: OuterTrafficClass::default(),
         keepalive: None,
         inner_mtu: None,
         tx_key_history: Arc::new(TxKeyHistory::new(&[1; 32])),

@@ -20,6 +20,7 @@ pub enum RxDrop {
     BadInner,
     InvalidSrc,
     InvalidDst,
+    BadEcn,
 }
 
 /// Why an outbound packet went no further.
@@ -40,7 +41,7 @@ pub enum TxDrop {
 impl RxDrop {
     /// The counter that goes up by one for this reason.
     pub const fn counter_name(self) -> &'static str {
-        COUNTER_NAMES[RX_DROPS + self as usize]
+        COUNTER_NAMES[rx_drop_at(self as usize)]
     }
 }
 
@@ -59,8 +60,8 @@ pub struct CounterSnapshot {
 }
 
 /// Names of the counters, in the order in which every interface gives them. Append only.
-/// The last three are instants of the engine's clock in nanoseconds, zero for never.
-pub const COUNTER_NAMES: [&str; 28] = [
+/// Those that begin with `last_` are instants of the engine's clock in nanoseconds, zero for never.
+pub const COUNTER_NAMES: [&str; 29] = [
     "rx_packets",
     "rx_bytes",
     "rx_malformed",
@@ -89,6 +90,7 @@ pub const COUNTER_NAMES: [&str; 28] = [
     "last_rx",
     "last_tx",
     "last_keepalive",
+    "rx_bad_ecn",
 ];
 
 const RX_DROPS: usize = 2;
@@ -97,6 +99,18 @@ const TX_DROPS: usize = TX + 2;
 const LAST_RX: usize = 25;
 const LAST_TX: usize = 26;
 const LAST_KEEPALIVE: usize = 27;
+/// Where the reasons for inbound drops go on.
+const MORE_RX_DROPS: usize = 28;
+
+/// The reasons for inbound drops that come before what is outbound, and all of them.
+const FIRST_RX_DROPS: usize = TX - RX_DROPS;
+const ALL_RX_DROPS: usize = RxDrop::BadEcn as usize + 1;
+
+const _: () = assert!(COUNTER_NAMES.len() == MORE_RX_DROPS + (ALL_RX_DROPS - FIRST_RX_DROPS));
+
+const fn rx_drop_at(reason: usize) -> usize {
+    if reason < FIRST_RX_DROPS { RX_DROPS + reason } else { MORE_RX_DROPS + (reason - FIRST_RX_DROPS) }
+}
 
 const LANES: usize = lane::COUNT;
 
@@ -127,7 +141,7 @@ struct Traffic {
 #[derive(Default)]
 #[repr(align(128))]
 struct Drops {
-    rx: [AtomicU64; TX - RX_DROPS],
+    rx: [AtomicU64; ALL_RX_DROPS],
     last_rx: AtomicU64,
     tx: [AtomicU64; LAST_RX - TX_DROPS],
     last_tx: AtomicU64,
@@ -187,8 +201,8 @@ impl Counters {
             }
         }
         let Drops { rx, last_rx, tx, last_tx, last_keepalive } = &self.drops;
-        for (value, drops) in values[RX_DROPS..TX].iter_mut().zip(rx) {
-            *value = drops.load(Ordering::Relaxed);
+        for (reason, drops) in rx.iter().enumerate() {
+            values[rx_drop_at(reason)] = drops.load(Ordering::Relaxed);
         }
         for (value, drops) in values[TX_DROPS..LAST_RX].iter_mut().zip(tx) {
             *value = drops.load(Ordering::Relaxed);
@@ -263,6 +277,7 @@ mod tests {
             R::BadInner,
             R::InvalidSrc,
             R::InvalidDst,
+            R::BadEcn,
         ];
         let tx = [
             T::NotIp,

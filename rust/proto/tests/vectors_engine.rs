@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::{bytes, endpoint, is_crash, is_quirk, load, mac, name, number, text};
 use icx_proto::counters::{CounterSnapshot, RxDrop, TxDrop};
-use icx_proto::engine::{LocalEndpoint, RxVerdict, SaPair, TxVerdict};
+use icx_proto::engine::{LocalEndpoint, OuterTrafficClass, RxVerdict, SaPair, TxVerdict};
 use icx_proto::{
     AllowedRoute, Engine, EngineConfig, Instant, MacAddr, Mode, NetworkConfig, SaKey, Spi, TxKeyHistory, Underlay, Vni,
 };
@@ -73,6 +73,7 @@ impl Handler {
             },
             peer_filter: flag(value, "outer_src_validation"),
             source_port_hashing: flag(value, "source_port_hashing").then(|| common::hex_u64(value, "flow_hash_key")),
+            outer_traffic_class: OuterTrafficClass::default(),
             keepalive: value["keepalive_ms"].as_u64().filter(|ms| *ms != 0).map(Duration::from_millis),
             inner_mtu: None,
             tx_key_history: history(),
@@ -199,7 +200,7 @@ fn totals(engine: &Engine) -> CounterSnapshot {
             *sum += value;
         }
     }
-    sum.values[25..].fill(0);
+    sum.values[25..28].fill(0);
     sum
 }
 
@@ -634,6 +635,7 @@ fn encapsulation_fits_exactly_or_burns_no_counter_value() {
                 },
                 peer_filter: true,
                 source_port_hashing: None,
+                outer_traffic_class: OuterTrafficClass::default(),
                 keepalive: None,
                 inner_mtu: None,
                 tx_key_history: history(),

@@ -20,6 +20,7 @@ use icx_proto::wire::inner::Inner;
 use icx_proto::wire::mtu::{self, inner_mtu};
 use icx_proto::wire::neighbor::{self, Neighbor};
 use icx_proto::wire::outer::{self, Endpoint};
+use icx_proto::wire::traffic_class::TrafficClass;
 use icx_proto::{MacAddr, Vni};
 use serde_json::{Value, json};
 
@@ -213,14 +214,14 @@ fn udp_encode(case: &Value, payload: Vec<u8>) {
     let skip_checksum = case["skip_checksum"] == true;
     let mut frame = [vec![0xee; outer::header_len(ipv6)], payload].concat();
     let before = frame.clone();
-    let written = outer::emit(&mut frame, &src, &dst, !skip_checksum, false);
+    let written = outer::emit(&mut frame, &src, &dst, TrafficClass::ZERO, !skip_checksum, false);
     let recorded = case["frame"].as_str();
     match recorded {
         // RFC 8200 section 8.1: ours computes the checksum over IPv6 though asked not to. All else is as recorded.
         Some(recorded) if ipv6 && skip_checksum => {
             assert_eq!(written, Ok(()), "{name}");
             let mut computed = before;
-            outer::emit(&mut computed, &src, &dst, true, false).expect(name);
+            outer::emit(&mut computed, &src, &dst, TrafficClass::ZERO, true, false).expect(name);
             assert_eq!(frame, computed, "{name}");
             assert_ne!(frame[60..62], [0, 0], "{name}");
             frame[60..62].fill(0);

@@ -211,7 +211,9 @@ mod tests {
     use std::net::{IpAddr, SocketAddr};
     use std::sync::Arc;
 
-    use icx_proto::engine::{Engine, EngineConfig, Mode, NetworkConfig, RxVerdict, SaPair, TxVerdict, Underlay};
+    use icx_proto::engine::{
+        Engine, EngineConfig, Mode, NetworkConfig, OuterTrafficClass, RxVerdict, SaPair, TxVerdict, Underlay,
+    };
     use icx_proto::{AllowedRoute, Instant, MacAddr, SaKey, Spi, TxKeyHistory, Vni};
 
     use super::*;
@@ -234,6 +236,7 @@ mod tests {
                 underlay: Underlay::Udp,
                 peer_filter: true,
                 source_port_hashing: None,
+                outer_traffic_class: OuterTrafficClass::default(),
                 keepalive: None,
                 inner_mtu: None,
                 tx_key_history: Arc::new(TxKeyHistory::new(&[7; 32])),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use icx_control::{ControlConfig, ControlEndpoint, ControlEvent, ControlEventKind, Identity, PeerConfig, PeerId};
 use icx_control::{Role, SessionId};
-use icx_proto::engine::{RxVerdict, TxVerdict};
+use icx_proto::engine::{OuterTrafficClass, RxVerdict, TxVerdict};
 use icx_proto::{
     AllowedRoute, Engine, EngineConfig, IpPrefix, MacAddr, Mode, NetworkConfig, Spi, TxKeyHistory, Underlay, Vni,
 };
@@ -44,6 +44,7 @@ pub(crate) fn engine() -> Arc<Engine> {
         underlay: Underlay::Udp,
         peer_filter: false,
         source_port_hashing: None,
+        outer_traffic_class: OuterTrafficClass::default(),
         keepalive: None,
         inner_mtu: None,
         tx_key_history: Arc::new(TxKeyHistory::new(&[9; 32])),

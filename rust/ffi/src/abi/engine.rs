@@ -8,8 +8,8 @@ use crate::guard::guard;
 /// Makes an engine. Returns a handle.
 ///
 /// `json`: `{mode: "l3"}` or `{mode: "l2", hostMac, gatewayMac}`, and `underlay: "udp"` or `underlay: {raw: {local: [{addr, mac}],
-/// outerUdpChecksum = false, dontFragment = true}}`, `peerFilter = true`, `sourcePortHashing = false`, `keepaliveMs = 0` (none),
-/// `innerMtu?` (bytes). For tests: `dangerFlowHashKey` (16 hexadecimal digits), `dangerManualClock`, `dangerIsolatedKeyHistory`.
+/// outerUdpChecksum = false, dontFragment = true}}`, `peerFilter = true`, `sourcePortHashing = false`, `copyEcn = false`,
+/// `copyDscp = false`, `keepaliveMs = 0` (none), `innerMtu?` (bytes). For tests: `dangerFlowHashKey` (16 hexadecimal digits), `dangerManualClock`, `dangerIsolatedKeyHistory`.
 ///
 /// # Safety
 /// `json` is readable for `json_len` bytes and `err` writable for `err_cap` bytes during the call.
@@ -198,7 +198,8 @@ pub unsafe extern "C" fn icx_engine_virt_to_phy(
     })
 }
 
-/// Opens frames (raw underlay) or datagrams (UDP underlay; `addr` of each packet is its outer source). Returns as
+/// Opens frames (raw underlay) or datagrams (UDP underlay; `addr` and `traffic_class` of each packet are those of its outer
+/// header). Returns as
 /// [`icx_engine_virt_to_phy`].
 ///
 /// # Safety

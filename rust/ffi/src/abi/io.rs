@@ -93,8 +93,8 @@ pub unsafe extern "C" fn icx_udp_info(udp: u32, out: *mut u8, out_cap: u32) -> i
     unsafe { run_out(out, out_cap, |call| io::udp_info(call, udp)) }
 }
 
-/// Receives datagrams on sockets that no pump has taken, as [`icx_tun_read`]; `addr` and `port` of each are its source, and its verdict is 0, or
-/// −1 with no bytes for one that was longer than any that can be sent.
+/// Receives datagrams on sockets that no pump has taken, as [`icx_tun_read`]; `addr` and `port` of each are its source, `traffic_class`
+/// is that of its outer header, and its verdict is 0, or −1 with no bytes for one that was longer than any that can be sent.
 ///
 /// # Safety
 /// As [`icx_engine_to_phy`](super::icx_engine_to_phy); `err` is writable for `err_cap` bytes during the call, or NULL.
@@ -112,7 +112,7 @@ pub unsafe extern "C" fn icx_udp_receive(
     unsafe { fill(udp, packets, capacity, output, output_len, err, err_cap, io::receive_udp) }
 }
 
-/// Sends datagrams to their `addr` and `port` from sockets that no pump has taken. Returns how many were dealt with, from the first on, at
+/// Sends datagrams to their `addr` and `port` with their `traffic_class` from sockets that no pump has taken. Returns how many were dealt with, from the first on, at
 /// most 64, and writes the verdict of each: 0 sent, −1 refused. `source_port` becomes 0 where that port was taken and the base port
 /// served. When the next one is not dealt with since its socket's buffer is full, one event 3 comes once there is room.
 ///

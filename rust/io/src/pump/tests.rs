@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant as Time};
 
 use icx_proto::counters::COUNTER_NAMES;
-use icx_proto::engine::{Engine, EngineConfig, Mode, NetworkConfig, Underlay};
+use icx_proto::engine::{Engine, EngineConfig, Mode, NetworkConfig, OuterTrafficClass, Underlay};
 use icx_proto::engine::{PathMtu, PathMtuChange, PathMtuReason};
 use icx_proto::wire::checksum::checksum;
 use icx_proto::wire::geneve::{self, TunnelHeader};
@@ -85,6 +85,7 @@ fn engine(number: usize, options: Options) -> Arc<Engine> {
         underlay: Underlay::Udp,
         peer_filter: true,
         source_port_hashing: options.hashing.then_some(42),
+        outer_traffic_class: OuterTrafficClass::default(),
         keepalive: options.keepalive,
         inner_mtu: options.inner_mtu,
         tx_key_history: Arc::new(TxKeyHistory::new(&[number as u8; 32])),

@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::thread;
 use std::time::Duration;
 
-use icx_proto::engine::{BatchPacket, Destination, PathMtuVerdict, RunBuffer, Stop, TxVerdict};
+use icx_proto::engine::{Arrival, BatchPacket, Destination, PathMtuVerdict, RunBuffer, Stop, TxVerdict};
 use icx_proto::offload::{CoalesceOptions, Coalescer, VnetHeader, outgoing_with};
 use icx_proto::wire::flow_hash::flow_hash;
 use icx_proto::wire::mss::Syn;
@@ -149,8 +149,8 @@ impl<'a> Worker<'a> {
         }
         if engine.next_keepalive().is_some_and(|due| due <= now) {
             while let Some(verdict) = engine.to_phy(now, self.sealed.space()) {
-                if let TxVerdict::Send { range, vni, peer, source_port } = verdict {
-                    self.sealed.push(range.end, &Destination { vni, peer, source_port });
+                if let TxVerdict::Send { range, vni, peer, source_port, traffic_class } = verdict {
+                    self.sealed.push(range.end, &Destination { vni, peer, source_port, traffic_class });
                 }
                 if self.sealed.space().len() < MAX_KEEPALIVE_BYTES {
                     self.port.send(now, &mut self.sealed);
@@ -223,15 +223,16 @@ impl<'a> Worker<'a> {
                 truncated += message.datagrams() as u64;
                 continue;
             }
-            let from: Option<IpAddr> = message.from.map(|from| from.ip().to_canonical());
+            let src: Option<IpAddr> = message.from.map(|from| from.ip().to_canonical());
+            let arrival = Arrival { src, ecn: message.traffic_class.ecn() };
             if message.payload.is_empty() {
                 // In a batch of datagrams there are none of no bytes.
-                ends.engine.phy_to_virt(now, from, &[], &mut []);
+                ends.engine.phy_to_virt(now, arrival, &[], &mut []);
                 continue;
             }
             let mut rest = message.payload;
             loop {
-                let done = ends.engine.open_batch(now, from, rest, message.stride, opened);
+                let done = ends.engine.open_batch(now, arrival, rest, message.stride, opened);
                 if done == rest.len() {
                     break;
                 }

@@ -1,7 +1,9 @@
 use std::io;
 use std::mem;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
+
+use icx_proto::wire::traffic_class::TrafficClass;
 
 /// Sets a socket option whose value is one `int`.
 ///
@@ -107,30 +109,67 @@ const CONTROL_HEADER: usize = unsafe { libc::CMSG_LEN(0) } as usize;
 
 const _: () = assert!(mem::offset_of!(Control, value) == CONTROL_HEADER);
 
+/// `CMSG_SPACE` of an `int`: how far the kernel steps from one control message to the next. It is the same for every value here.
+// SAFETY: the macro computes with numbers only.
+const CONTROL_SPACE: usize = unsafe { libc::CMSG_SPACE(mem::size_of::<libc::c_int>() as libc::c_uint) } as usize;
+
+const _: () = assert!(mem::size_of::<Control>() == CONTROL_SPACE);
+
 impl Control {
     fn empty() -> Control {
         // SAFETY: cmsghdr is integers (and padding): all zeros is a valid value, of a message without a header.
         Control { header: unsafe { mem::zeroed() }, value: [0; 8] }
     }
 
-    /// `UDP_SEGMENT` with its unsigned short.
-    fn segment(size: u16) -> Control {
+    fn new<const N: usize>(level: libc::c_int, kind: libc::c_int, value: [u8; N]) -> Control {
         let mut control = Control::empty();
-        control.header.cmsg_len = CONTROL_HEADER + mem::size_of_val(&size);
-        control.header.cmsg_level = libc::SOL_UDP;
-        control.header.cmsg_type = libc::UDP_SEGMENT;
-        let [low, high] = size.to_ne_bytes();
-        control.value = [low, high, 0, 0, 0, 0, 0, 0];
+        control.header.cmsg_len = CONTROL_HEADER + N;
+        control.header.cmsg_level = level;
+        control.header.cmsg_type = kind;
+        control.value[..N].copy_from_slice(&value);
         control
     }
 
-    /// The `int` of `UDP_GRO`, where the kernel wrote that, `length` bytes in all.
-    fn segment_size(&self, length: usize) -> Option<usize> {
-        let is_size = length >= CONTROL_HEADER + mem::size_of::<libc::c_int>()
-            && (self.header.cmsg_level, self.header.cmsg_type) == (libc::SOL_UDP, libc::UDP_GRO);
-        let value = self.value.first_chunk().filter(|_| is_size)?;
-        usize::try_from(libc::c_int::from_ne_bytes(*value)).ok().filter(|size| *size > 0)
+    /// `UDP_SEGMENT` with its unsigned short.
+    fn segment(size: u16) -> Control {
+        Control::new(libc::SOL_UDP, libc::UDP_SEGMENT, size.to_ne_bytes())
     }
+
+    /// `IP_TOS` for what leaves as IPv4, from whichever socket, else `IPV6_TCLASS`, each with an `int`: `ip_cmsg_send` in
+    /// net/ipv4/ip_sockglue.c, `ip6_datagram_send_ctl` in net/ipv6/datagram.c.
+    fn traffic_class(class: TrafficClass, to: SocketAddr) -> Control {
+        let value = libc::c_int::from(class.get()).to_ne_bytes();
+        match to.ip().to_canonical() {
+            IpAddr::V4(_) => Control::new(libc::IPPROTO_IP, libc::IP_TOS, value),
+            IpAddr::V6(_) => Control::new(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, value),
+        }
+    }
+
+    /// The value as an `int`.
+    fn int(&self) -> libc::c_int {
+        let [a, b, c, d, ..] = self.value;
+        libc::c_int::from_ne_bytes([a, b, c, d])
+    }
+}
+
+/// Beside one message: how it is, or was, made of datagrams, and its traffic class.
+type Controls = [Control; 2];
+
+/// The datagrams' size, where the kernel merged them, and their traffic class from the first `length` bytes, which it wrote.
+fn decode(controls: &Controls, length: usize) -> (Option<usize>, TrafficClass) {
+    let (mut segment_size, mut class) = (None, TrafficClass::ZERO);
+    for control in controls.iter().take(length / CONTROL_SPACE) {
+        match (control.header.cmsg_level, control.header.cmsg_type) {
+            (libc::SOL_UDP, libc::UDP_GRO) => {
+                segment_size = usize::try_from(control.int()).ok().filter(|size| *size > 0);
+            }
+            // One byte: `ip_cmsg_recv_tos` in net/ipv4/ip_sockglue.c.
+            (libc::IPPROTO_IP, libc::IP_TOS) => class = TrafficClass::new(control.value[0]),
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => class = TrafficClass::new(control.int() as u8),
+            _ => {}
+        }
+    }
+    (segment_size, class)
 }
 
 /// One message to be sent: a datagram, or several of one size back to back, of which the last may be shorter.
@@ -140,6 +179,8 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) payload: &'a [u8],
     /// Where the kernel is to cut (`UDP_SEGMENT`); `None` for one datagram.
     pub(crate) segment_size: Option<u16>,
+    /// Of the IP header; zero is what the socket has by itself.
+    pub(crate) traffic_class: TrafficClass,
 }
 
 /// Room for the headers of one [`sendmmsg`], reused from call to call. The headers hold pointers, which are written anew in each
@@ -147,7 +188,7 @@ pub(crate) struct Outgoing<'a> {
 pub(crate) struct SendHeaders {
     names: Box<[(Name, libc::socklen_t)]>,
     pieces: Box<[libc::iovec]>,
-    controls: Box<[Control]>,
+    controls: Box<[Controls]>,
     headers: Box<[libc::mmsghdr]>,
 }
 
@@ -159,7 +200,7 @@ impl SendHeaders {
         SendHeaders {
             names: vec![(Name::UNSPECIFIED, 0); capacity].into(),
             pieces: vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; capacity].into(),
-            controls: vec![Control::empty(); capacity].into(),
+            controls: vec![[Control::empty(); 2]; capacity].into(),
             headers: vec![empty_header(); capacity].into(),
         }
     }
@@ -180,27 +221,28 @@ pub(crate) fn sendmmsg<'a>(
 ) -> io::Result<usize> {
     let mut count = 0;
     let slots = headers.names.iter_mut().zip(&mut headers.pieces).zip(&mut headers.controls).zip(&mut headers.headers);
-    for (Outgoing { to, payload, segment_size }, (((name, piece), control), header)) in messages.zip(slots) {
+    for (outgoing, (((name, piece), controls), header)) in messages.zip(slots) {
+        let Outgoing { to, payload, segment_size, traffic_class } = outgoing;
         *name = Name::encode(to);
         *piece = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
         header.msg_hdr.msg_name = (&raw mut name.0).cast();
         header.msg_hdr.msg_namelen = name.1;
         header.msg_hdr.msg_iov = piece;
         header.msg_hdr.msg_iovlen = 1;
-        (header.msg_hdr.msg_control, header.msg_hdr.msg_controllen) = match segment_size {
-            Some(size) => {
-                *control = Control::segment(size);
-                ((&raw mut *control).cast(), mem::size_of::<Control>())
-            }
-            None => (std::ptr::null_mut(), 0),
+        let class = (traffic_class != TrafficClass::ZERO).then(|| Control::traffic_class(traffic_class, to));
+        let needed = segment_size.map(Control::segment).into_iter().chain(class);
+        let filled = controls.iter_mut().zip(needed).map(|(slot, control)| *slot = control).count();
+        (header.msg_hdr.msg_control, header.msg_hdr.msg_controllen) = match filled {
+            0 => (std::ptr::null_mut(), 0),
+            _ => ((&raw mut *controls).cast(), filled * CONTROL_SPACE),
         };
         count += 1;
     }
     if count == 0 {
         return Ok(0);
     }
-    // SAFETY: the first `count` headers were just filled in with pointers to a name, one iovec, a payload and perhaps a
-    // control message that are borrowed until the end of this function; the kernel only reads payloads in a send, and
+    // SAFETY: the first `count` headers were just filled in with pointers to a name, one iovec, a payload and perhaps
+    // control messages that are borrowed until the end of this function; the kernel only reads payloads in a send, and
     // count ≤ headers.len().
     let sent = unsafe {
         libc::sendmmsg(socket.as_raw_fd(), headers.headers.as_mut_ptr(), count as libc::c_uint, libc::MSG_DONTWAIT as _)
@@ -217,6 +259,8 @@ pub(crate) struct Received<'a> {
     pub(crate) stride: usize,
     /// `None` when the kernel gave no internet address.
     pub(crate) from: Option<SocketAddr>,
+    /// Of the IP header, where the socket was asked to tell it.
+    pub(crate) traffic_class: TrafficClass,
     /// There was more than fits the slot; the end is lost.
     pub(crate) truncated: bool,
 }
@@ -234,7 +278,7 @@ pub(crate) struct ReceiveBatch {
     slot_bytes: usize,
     names: Box<[Name]>,
     pieces: Box<[libc::iovec]>,
-    controls: Box<[Control]>,
+    controls: Box<[Controls]>,
     headers: Box<[libc::mmsghdr]>,
     received: usize,
 }
@@ -250,7 +294,7 @@ impl ReceiveBatch {
             slot_bytes,
             names: vec![Name::UNSPECIFIED; slots].into(),
             pieces: vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; slots].into(),
-            controls: vec![Control::empty(); slots].into(),
+            controls: vec![[Control::empty(); 2]; slots].into(),
             headers: vec![empty_header(); slots].into(),
             received: 0,
         }
@@ -259,13 +303,14 @@ impl ReceiveBatch {
     /// The messages of the last [`recvmmsg`], in the order of arrival.
     pub(crate) fn messages(&self) -> impl Iterator<Item = Received<'_>> {
         let slots = self.buffer.chunks_exact(self.slot_bytes).zip(&self.names).zip(&self.controls).zip(&self.headers);
-        slots.take(self.received).map(|(((slot, name), control), header)| {
+        slots.take(self.received).map(|(((slot, name), controls), header)| {
             let payload = &slot[..slot.len().min(header.msg_len as usize)];
-            let stride = control.segment_size(header.msg_hdr.msg_controllen);
+            let (stride, traffic_class) = decode(controls, header.msg_hdr.msg_controllen);
             Received {
                 payload,
                 stride: stride.unwrap_or(payload.len()).max(1),
                 from: name.decode(header.msg_hdr.msg_namelen),
+                traffic_class,
                 truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
             }
         })
@@ -281,15 +326,15 @@ pub(crate) fn recvmmsg(socket: BorrowedFd<'_>, batch: &mut ReceiveBatch, limit: 
     let slots = batch.buffer.chunks_exact_mut(batch.slot_bytes).take(limit);
     let headers = batch.names.iter_mut().zip(&mut batch.pieces).zip(&mut batch.controls).zip(&mut batch.headers);
     let mut count = 0;
-    for (slot, (((name, piece), control), header)) in slots.zip(headers) {
+    for (slot, (((name, piece), controls), header)) in slots.zip(headers) {
         *name = Name::UNSPECIFIED;
         *piece = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() };
         header.msg_hdr.msg_name = (&raw mut *name).cast();
         header.msg_hdr.msg_namelen = mem::size_of::<Name>() as libc::socklen_t;
         header.msg_hdr.msg_iov = piece;
         header.msg_hdr.msg_iovlen = 1;
-        header.msg_hdr.msg_control = (&raw mut *control).cast();
-        header.msg_hdr.msg_controllen = mem::size_of::<Control>();
+        header.msg_hdr.msg_control = (&raw mut *controls).cast();
+        header.msg_hdr.msg_controllen = mem::size_of::<Controls>();
         header.msg_hdr.msg_flags = 0;
         header.msg_len = 0;
         count += 1;

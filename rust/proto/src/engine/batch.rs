@@ -5,16 +5,17 @@
 //! values, the network's counters. Counter values are taken only for packets whose every check is behind them.
 
 use core::ops::Range;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::table::{Entry, Table};
-use super::tx::{LocalReply, Outbound, Plain, SEAL_OVERHEAD, UsableTx};
-use super::{Engine, Mode};
+use super::tx::{Followed, LocalReply, Outbound, Plain, SEAL_OVERHEAD, UsableTx};
+use super::{Arrival, Engine, Mode};
 use crate::counters::TxDrop;
 use crate::id::Vni;
 use crate::offload::Segments;
 use crate::time::Instant;
 use crate::wire::geneve::TunnelHeader;
+use crate::wire::traffic_class::TrafficClass;
 
 /// Packets whose counter values are taken in one step.
 const BLOCK: usize = 64;
@@ -40,6 +41,8 @@ pub struct Destination {
     pub peer: SocketAddr,
     /// `None` for the unhashed port.
     pub source_port: Option<u16>,
+    /// Of the outer header.
+    pub traffic_class: TrafficClass,
 }
 
 /// Where [`Engine::seal_batch`] puts what it seals. Room is set aside for some datagrams in order, then filled and
@@ -67,8 +70,8 @@ pub struct RunLimits {
     pub bytes: usize,
 }
 
-/// Consecutive datagrams of one network to one peer from one source port, back to back in one buffer. All have
-/// `segment_size` bytes but the last, which may be shorter.
+/// Consecutive datagrams of one network to one peer from one source port with one traffic class, back to back in one buffer.
+/// All have `segment_size` bytes but the last, which may be shorter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedRun {
     pub range: Range<usize>,
@@ -242,7 +245,7 @@ struct Planned {
     /// Where the inner packet starts in a frame; which segment of a packet to be cut.
     at: usize,
     protocol: u16,
-    source_port: Option<u16>,
+    followed: Followed,
     sealed_len: usize,
 }
 
@@ -351,7 +354,7 @@ impl Engine {
         if block.as_ref().is_some_and(|block| !core::ptr::eq(block.entry, entry) || block.is_full()) {
             return Err(PlanEnd::Block);
         }
-        let source_port = self.source_port(&head[inner.clone()]);
+        let followed = self.followed(&head[inner.clone()]);
         let longest = match packet {
             BatchPacket::Segmented(segments) => segments.peek().map_or(0, |(_, len)| len),
             _ => inner.len(),
@@ -381,7 +384,7 @@ impl Engine {
             if !sink.reserve(sealed_len) {
                 return Err(PlanEnd::Full);
             }
-            block.add(Planned { input, at, protocol, source_port, sealed_len });
+            block.add(Planned { input, at, protocol, followed, sealed_len });
             Ok(())
         };
         match packet {
@@ -407,15 +410,16 @@ impl Engine {
         let (sealed, refused) = planned[..*len].split_at(usize::from(granted));
         let (mut sent, mut bytes) = (0, 0);
         for (counter, datagram) in (first..).zip(sealed) {
-            let &Planned { input, at, protocol, source_port, sealed_len } = datagram;
+            let &Planned { input, at, protocol, followed, sealed_len } = datagram;
             let inner = packets[input].inner(at);
             let header = TunnelHeader { protocol, vni, spi: sa.spi.get(), counter };
             let out = sink.front(sealed_len);
-            match self.seal_frame(entry, key, &header, source_port, Plain::At(inner), out) {
+            match self.seal_frame(entry, key, &header, followed, Plain::At(inner), out) {
                 Ok(()) => {
                     sent += 1;
                     bytes += inner.len() as u64;
-                    sink.settle(sealed_len, Some(&Destination { vni, peer, source_port }));
+                    let Followed { source_port, traffic_class } = followed;
+                    sink.settle(sealed_len, Some(&Destination { vni, peer, source_port, traffic_class }));
                 }
                 Err(reason) => {
                     counters.tx_dropped(reason, 1);
@@ -430,17 +434,18 @@ impl Engine {
         }
     }
 
-    /// Opens `datagrams`, which came from `src` in one receive: `stride` bytes each but for the last, which may be
-    /// shorter. Raw underlays: whole frames, `src` is ignored. They are opened in order, each into the room that `sink`
+    /// Opens `datagrams`, which came in one receive as `arrival` says: `stride` bytes each but for the last, which may be
+    /// shorter. Raw underlays: whole frames, `arrival` is ignored. They are opened in order, each into the room that `sink`
     /// gives. Returns the bytes that are done with: less than given only when the sink had no more room.
     pub fn open_batch(
         &self,
         now: Instant,
-        src: Option<IpAddr>,
+        arrival: impl Into<Arrival>,
         datagrams: &[u8],
         stride: usize,
         sink: &mut impl OpenSink,
     ) -> usize {
+        let arrival = arrival.into();
         let table = self.table.load();
         let mut tally = Tally { entry: None, packets: 0, bytes: 0 };
         let mut done = 0;
@@ -448,7 +453,7 @@ impl Engine {
             // What opens has at least the tunnel header and the tag in addition.
             let longest = self.link_header_len() + datagram.len().saturating_sub(SEAL_OVERHEAD);
             let Some(room) = sink.room(longest) else { break };
-            match self.admit(&table, now, src, datagram) {
+            match self.admit(&table, now, arrival, datagram) {
                 Ok(inbound) => match self.open_into(now, &inbound, datagram, room) {
                     Ok(delivered) => {
                         tally.add(now, inbound.entry, inbound.text_len());

@@ -33,6 +33,26 @@ pub struct LocalEndpoint {
     pub mac: MacAddr,
 }
 
+/// What of an inner packet's traffic class the outer header takes over; the rest of it is zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OuterTrafficClass {
+    /// The ECN field: the normal mode of RFC 6040 section 4.1. Off, the compatibility mode: Not-ECT, which section 4.3
+    /// demands unless the peer is known to take a congestion mark over.
+    pub ecn: bool,
+    /// The DSCP: outwards as in the uniform model of RFC 2983 section 3.1. That of a packet that is opened stays as it is.
+    pub dscp: bool,
+}
+
+impl OuterTrafficClass {
+    const ECN: u8 = 0b0000_0011;
+    const DSCP: u8 = 0b1111_1100;
+
+    /// The bits that are taken over.
+    pub const fn mask(self) -> u8 {
+        (if self.ecn { Self::ECN } else { 0 }) | (if self.dscp { Self::DSCP } else { 0 })
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
     pub mode: Mode,
@@ -43,6 +63,8 @@ pub struct EngineConfig {
     pub source_port_hashing: Option<u64>,
     /// Send an authenticated keepalive this often; `None`: never.
     pub keepalive: Option<Duration>,
+    /// What the outer header takes over from the inner one. Default: nothing.
+    pub outer_traffic_class: OuterTrafficClass,
     /// The virtual device's MTU in bytes of inner packet; larger ones are [`TxDrop::TooBig`](crate::counters::TxDrop).
     pub inner_mtu: Option<u32>,
     /// The process's memory of used transmit keys.

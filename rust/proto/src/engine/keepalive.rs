@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use super::Engine;
 use super::table::Entry;
-use super::tx::{Plain, TxVerdict};
+use super::tx::{Followed, Plain, TxVerdict};
 use crate::counters::TxDrop;
 use crate::time::Instant;
 use crate::wire::geneve::PROTOCOL_OUT_OF_BAND;
@@ -23,7 +23,8 @@ impl Engine {
             return Some(match self.seal_keepalive(now, entry, out) {
                 Ok(range) => {
                     entry.network.counters.sent_keepalive(now);
-                    TxVerdict::Send { range, vni: entry.network.vni, peer: entry.peer, source_port: None }
+                    let Followed { source_port, traffic_class } = Followed::default();
+                    TxVerdict::Send { range, vni: entry.network.vni, peer: entry.peer, source_port, traffic_class }
                 }
                 Err(reason) => self.tx_drop(Some(entry), reason),
             });
@@ -50,7 +51,7 @@ impl Engine {
     fn seal_keepalive(&self, now: Instant, entry: &Entry, out: &mut [u8]) -> Result<Range<usize>, TxDrop> {
         let (tx, len) = self.ready(now, entry, 0)?;
         let out = out.get_mut(..len).ok_or(TxDrop::TooBig)?;
-        self.seal_next(entry, tx, PROTOCOL_OUT_OF_BAND, None, Plain::At(&[]), out)?;
+        self.seal_next(entry, tx, PROTOCOL_OUT_OF_BAND, Followed::default(), Plain::At(&[]), out)?;
         Ok(0..len)
     }
 }

@@ -24,10 +24,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 
 pub use batch::{BatchPacket, Destination, OpenSink, RunBuffer, RunLimits, SealSink, SealedBatch, SealedRun, Stop};
-pub use config::{EngineConfig, LocalEndpoint, Mode, NetworkConfig, NetworkError, Underlay};
+pub use config::{EngineConfig, LocalEndpoint, Mode, NetworkConfig, NetworkError, OuterTrafficClass, Underlay};
 pub use install::{InstallError, RxSaStatus, SaPair, SaStatus, TxSaStatus, TxSwitch};
 pub use path_mtu::{PathMtu, PathMtuChange, PathMtuReason, PathMtuVerdict};
-pub use rx::RxVerdict;
+pub use rx::{Arrival, RxVerdict};
 pub use tx::{LocalReply, TxVerdict};
 
 use crate::counters::{CounterSnapshot, Counters, TxDrop};
@@ -45,6 +45,8 @@ pub struct Engine {
     underlay: Underlay,
     peer_filter: bool,
     flow_hash_key: Option<u64>,
+    /// The bits of an inner packet's traffic class that the outer header takes over.
+    traffic_class_mask: u8,
     keepalive: Option<Duration>,
     inner_mtu: AtomicU32,
     /// A network's path MTU has changed, and nobody has been told.
@@ -78,6 +80,7 @@ impl Engine {
             underlay: config.underlay,
             peer_filter: config.peer_filter,
             flow_hash_key: config.source_port_hashing,
+            traffic_class_mask: config.outer_traffic_class.mask(),
             keepalive: config.keepalive,
             inner_mtu: AtomicU32::new(config.inner_mtu.unwrap_or(UNLIMITED)),
             path_mtu_changed: AtomicBool::new(false),

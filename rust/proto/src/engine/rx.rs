@@ -16,6 +16,22 @@ use crate::wire::ethernet;
 use crate::wire::geneve::{self, PROTOCOL_OUT_OF_BAND};
 use crate::wire::inner::Inner;
 use crate::wire::outer;
+use crate::wire::traffic_class::{self, Ecn};
+
+/// What a datagram's outer headers said, as far as the engine goes by it. Raw underlays read them in the frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrival {
+    /// The source address; `None` where it is not known.
+    pub src: Option<IpAddr>,
+    pub ecn: Ecn,
+}
+
+/// One that came Not-ECT, as from an underlay that has no ECN field.
+impl From<Option<IpAddr>> for Arrival {
+    fn from(src: Option<IpAddr>) -> Self {
+        Arrival { src, ecn: Ecn::NotEct }
+    }
+}
 
 /// What became of an inbound frame or datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +57,8 @@ pub(super) struct Inbound<'t> {
     sa: &'t RxSa,
     key: &'t AeadKey,
     protocol: u16,
+    /// The outer ECN field.
+    ecn: Ecn,
     nonce: [u8; NONCE_LEN],
     /// The Geneve header and the ciphertext; the tag follows. Places in the buffer that was given.
     header: Range<usize>,
@@ -54,12 +72,12 @@ impl Inbound<'_> {
 }
 
 impl Engine {
-    /// Opens a frame into `out`. Raw underlay: a whole Ethernet frame, `src` is ignored. UDP underlay: a datagram from
-    /// `src`. A buffer of the frame's own length is always large enough; one that is too small makes the frame
-    /// [`RxDrop::Malformed`] before anything is opened.
-    pub fn phy_to_virt(&self, now: Instant, src: Option<IpAddr>, frame: &[u8], out: &mut [u8]) -> RxVerdict {
+    /// Opens a frame into `out`. Raw underlay: a whole Ethernet frame, `arrival` is ignored. UDP underlay: a datagram that
+    /// came as `arrival` says. A buffer of the frame's own length is always large enough; one that is too small makes the
+    /// frame [`RxDrop::Malformed`] before anything is opened.
+    pub fn phy_to_virt(&self, now: Instant, arrival: impl Into<Arrival>, frame: &[u8], out: &mut [u8]) -> RxVerdict {
         let table = self.table.load();
-        let inbound = match self.admit(&table, now, src, frame) {
+        let inbound = match self.admit(&table, now, arrival.into(), frame) {
             Ok(inbound) => inbound,
             Err(refusal) => return self.rx_drop(refusal),
         };
@@ -72,7 +90,7 @@ impl Engine {
     pub fn phy_to_virt_in_place(
         &self,
         now: Instant,
-        src: Option<IpAddr>,
+        arrival: impl Into<Arrival>,
         buf: &mut [u8],
         frame: Range<usize>,
     ) -> RxVerdict {
@@ -81,7 +99,7 @@ impl Engine {
         };
         let (offset, frame) = frame;
         let table = self.table.load();
-        let inbound = match self.admit(&table, now, src, frame) {
+        let inbound = match self.admit(&table, now, arrival.into(), frame) {
             Ok(inbound) => inbound,
             Err(refusal) => return self.rx_drop(refusal),
         };
@@ -96,18 +114,18 @@ impl Engine {
         &self,
         table: &'t Table,
         now: Instant,
-        src: Option<IpAddr>,
+        arrival: Arrival,
         frame: &[u8],
     ) -> Result<Inbound<'t>, RxRefusal<'t>> {
         let unknown = |reason| (None, reason);
-        let (src, datagram) = match &self.underlay {
-            Underlay::Udp => (src.map(|src| src.to_canonical()), 0..frame.len()),
+        let (Arrival { src, ecn }, datagram) = match &self.underlay {
+            Underlay::Udp => (Arrival { src: arrival.src.map(|src| src.to_canonical()), ..arrival }, 0..frame.len()),
             Underlay::Raw { local, .. } => {
                 let outer = outer::parse(frame).map_err(|_| unknown(RxDrop::Malformed))?;
                 if !local.iter().any(|endpoint| endpoint.addr.port() == outer.dst.port()) {
                     return Err(unknown(RxDrop::Malformed));
                 }
-                (Some(outer.src.ip()), outer.payload)
+                (Arrival { src: Some(outer.src.ip()), ecn: outer.traffic_class.ecn() }, outer.payload)
             }
         };
         let geneve = geneve::parse(&frame[datagram.clone()]).map_err(|_| unknown(RxDrop::Malformed))?;
@@ -130,7 +148,8 @@ impl Engine {
         // Too short for a tag is not authentic.
         let end = datagram.end.checked_sub(geneve::TAG_LEN).filter(|&end| end >= start);
         let text = start..end.ok_or(known(RxDrop::AuthFailed))?;
-        Ok(Inbound { entry, sa, key, protocol: geneve.protocol, nonce: *nonce, header: datagram.start..start, text })
+        let (protocol, nonce, header) = (geneve.protocol, *nonce, datagram.start..start);
+        Ok(Inbound { entry, sa, key, protocol, ecn, nonce, header, text })
     }
 
     /// Opens into the start of `out`. `None`: there is nothing to deliver.
@@ -218,10 +237,11 @@ impl Engine {
     }
 }
 
-/// Steps 9 to 11: the packet is authentic. Moves the replay window, and looks at what came out. `false`: there is
-/// nothing to deliver. What is to be delivered is an IP packet of the kind that the protocol type says.
+/// Steps 9 to 11: the packet is authentic. Moves the replay window, looks at what came out, and takes over what happened to
+/// the outer ECN field. `false`: there is nothing to deliver. What is to be delivered is an IP packet of the kind that the
+/// protocol type says.
 #[inline]
-fn accept(now: Instant, inbound: &Inbound<'_>, plain: &[u8]) -> Result<bool, RxDrop> {
+fn accept(now: Instant, inbound: &Inbound<'_>, plain: &mut [u8]) -> Result<bool, RxDrop> {
     let [_, _, _, _, counter @ ..] = inbound.nonce;
     let counter = u64::from_be_bytes(counter);
     // Senders start at 1.
@@ -239,5 +259,7 @@ fn accept(now: Instant, inbound: &Inbound<'_>, plain: &[u8]) -> Result<bool, RxD
         return Err(RxDrop::BadInner);
     }
     inbound.entry.receive.check(&inner)?;
+    // RFC 6040 section 4.2.
+    traffic_class::decapsulate(plain, inbound.ecn).map_err(|_| RxDrop::BadEcn)?;
     Ok(true)
 }

@@ -14,6 +14,7 @@ use crate::wire::ethernet::{self, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6}
 use crate::wire::geneve::{self, TunnelHeader};
 use crate::wire::inner::Inner;
 use crate::wire::neighbor::{self, Neighbor};
+use crate::wire::traffic_class::TrafficClass;
 use crate::wire::{flow_hash, outer};
 
 /// What sealing adds to an inner packet.
@@ -23,12 +24,13 @@ pub(super) const SEAL_OVERHEAD: usize = geneve::HEADER_LEN + geneve::TAG_LEN;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TxVerdict {
     /// A sealed frame (raw underlay) or datagram (UDP underlay) to `peer`. `source_port` is `None` for the unhashed
-    /// port.
+    /// port; `traffic_class` is that of the outer header.
     Send {
         range: Range<usize>,
         vni: Vni,
         peer: SocketAddr,
         source_port: Option<u16>,
+        traffic_class: TrafficClass,
     },
     /// A local reply (ARP, neighbour advertisement) that goes back to the virtual side.
     Reply {
@@ -67,6 +69,14 @@ impl LocalReply {
     }
 }
 
+/// What in the outer headers follows the inner packet.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Followed {
+    /// `None` for the unhashed port.
+    pub(super) source_port: Option<u16>,
+    pub(super) traffic_class: TrafficClass,
+}
+
 /// Where the inner packet of a frame to be sealed is.
 pub(super) enum Plain<'a> {
     /// Elsewhere.
@@ -87,9 +97,9 @@ impl Engine {
                 let packet = &frame[inner];
                 let sealed = self.ready(now, entry, packet.len()).and_then(|(tx, len)| {
                     let out = out.get_mut(..len).ok_or(TxDrop::TooBig)?;
-                    let source_port = self.source_port(packet);
-                    self.seal_next(entry, tx, protocol, source_port, Plain::At(packet), out)?;
-                    Ok((0..len, source_port))
+                    let followed = self.followed(packet);
+                    self.seal_next(entry, tx, protocol, followed, Plain::At(packet), out)?;
+                    Ok((0..len, followed))
                 });
                 self.tx_verdict(now, entry, packet.len(), sealed)
             }
@@ -111,12 +121,12 @@ impl Engine {
                 let inner = frame.start + inner.start..frame.start + inner.end;
                 let inner_len = inner.len();
                 let sealed = self.ready(now, entry, inner_len).and_then(|(tx, len)| {
-                    let source_port = self.source_port(&buf[inner.clone()]);
+                    let followed = self.followed(&buf[inner.clone()]);
                     let headers = entry.outer_len + geneve::HEADER_LEN;
                     let start = inner.start.checked_sub(headers).ok_or(TxDrop::TooBig)?;
                     let out = buf.get_mut(start..start + len).ok_or(TxDrop::TooBig)?;
-                    self.seal_next(entry, tx, protocol, source_port, Plain::InPlace, out)?;
-                    Ok((start..start + len, source_port))
+                    self.seal_next(entry, tx, protocol, followed, Plain::InPlace, out)?;
+                    Ok((start..start + len, followed))
                 });
                 self.tx_verdict(now, entry, inner_len, sealed)
             }
@@ -187,8 +197,11 @@ impl Engine {
     }
 
     #[inline]
-    pub(super) fn source_port(&self, packet: &[u8]) -> Option<u16> {
-        self.flow_hash_key.map(|key| flow_hash::source_port(flow_hash::flow_hash(key, packet)))
+    pub(super) fn followed(&self, packet: &[u8]) -> Followed {
+        Followed {
+            source_port: self.flow_hash_key.map(|key| flow_hash::source_port(flow_hash::flow_hash(key, packet))),
+            traffic_class: TrafficClass::new(TrafficClass::of(packet).get() & self.traffic_class_mask),
+        }
     }
 
     /// Takes the next counter value, which nothing refuses any more but the limit, and seals with it.
@@ -198,13 +211,13 @@ impl Engine {
         entry: &Entry,
         (sa, key): UsableTx<'_>,
         protocol: u16,
-        source_port: Option<u16>,
+        followed: Followed,
         plain: Plain<'_>,
         out: &mut [u8],
     ) -> Result<(), TxDrop> {
         let (counter, 1..) = sa.counter.take(1) else { return Err(TxDrop::Exhausted) };
         let header = TunnelHeader { protocol, vni: entry.network.vni, spi: sa.spi.get(), counter };
-        self.seal_frame(entry, key, &header, source_port, plain, out)
+        self.seal_frame(entry, key, &header, followed, plain, out)
     }
 
     /// Writes the frame of `header`, whose counter belongs to this packet alone. `out` has the sealed length.
@@ -214,7 +227,7 @@ impl Engine {
         entry: &Entry,
         key: &AeadKey,
         header: &TunnelHeader,
-        source_port: Option<u16>,
+        followed: Followed,
         plain: Plain<'_>,
         out: &mut [u8],
     ) -> Result<(), TxDrop> {
@@ -231,10 +244,12 @@ impl Engine {
         .map_err(|_| TxDrop::Errors)?;
         if let Underlay::Raw { outer_udp_checksum, dont_fragment, .. } = self.underlay {
             let local = entry.local.ok_or(TxDrop::NoLocal)?;
+            let Followed { source_port, traffic_class } = followed;
             let source = SocketAddr::new(local.addr.ip(), source_port.unwrap_or(local.addr.port()));
             let src = outer::Endpoint { addr: source, mac: local.mac };
             let dst = outer::Endpoint { addr: entry.peer, mac: entry.peer_mac };
-            outer::emit(out, &src, &dst, outer_udp_checksum, dont_fragment).map_err(|_| TxDrop::Errors)?;
+            outer::emit(out, &src, &dst, traffic_class, outer_udp_checksum, dont_fragment)
+                .map_err(|_| TxDrop::Errors)?;
         }
         Ok(())
     }
@@ -244,12 +259,12 @@ impl Engine {
         now: Instant,
         entry: &Entry,
         inner_len: usize,
-        sealed: Result<(Range<usize>, Option<u16>), TxDrop>,
+        sealed: Result<(Range<usize>, Followed), TxDrop>,
     ) -> TxVerdict {
         match sealed {
-            Ok((range, source_port)) => {
+            Ok((range, Followed { source_port, traffic_class })) => {
                 entry.network.counters.sent(now, 1, inner_len as u64);
-                TxVerdict::Send { range, vni: entry.network.vni, peer: entry.peer, source_port }
+                TxVerdict::Send { range, vni: entry.network.vni, peer: entry.peer, source_port, traffic_class }
             }
             Err(reason) => self.tx_drop(Some(entry), reason),
         }

@@ -8,6 +8,7 @@ use crate::wire::checksum::{Sum, checksum};
 use crate::wire::ethernet::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use crate::wire::inner::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 use crate::wire::ipv6::UDP;
+use crate::wire::traffic_class::TrafficClass;
 
 pub const UDP_HEADER_LEN: usize = 8;
 
@@ -56,6 +57,7 @@ pub fn emit(
     frame: &mut [u8],
     src: &Endpoint,
     dst: &Endpoint,
+    traffic_class: TrafficClass,
     udp_checksum: bool,
     dont_fragment: bool,
 ) -> Result<(), EmitError> {
@@ -86,6 +88,7 @@ pub fn emit(
             let fragment = if dont_fragment { IPV4_DONT_FRAGMENT } else { 0 };
             *ip = [0; IPV4_HEADER_LEN];
             ip[0] = 0x45;
+            ip[1] = traffic_class.get();
             ip[2..4].copy_from_slice(&total_len.to_be_bytes());
             ip[6..8].copy_from_slice(&fragment.to_be_bytes());
             ip[8] = HOP_LIMIT;
@@ -100,7 +103,7 @@ pub fn emit(
             let Some((ip, datagram)) = packet.split_first_chunk_mut::<IPV6_HEADER_LEN>() else {
                 return Err(EmitError::BufferTooSmall { needed, given });
             };
-            ip[..4].copy_from_slice(&[0x60, 0, 0, 0]);
+            ip[..4].copy_from_slice(&(6 << 28 | u32::from(traffic_class.get()) << 20).to_be_bytes());
             ip[4..6].copy_from_slice(&udp_len.to_be_bytes());
             ip[6] = UDP;
             ip[7] = HOP_LIMIT;
@@ -137,6 +140,7 @@ pub struct OuterFrame {
     pub src: SocketAddr,
     pub src_mac: MacAddr,
     pub dst: SocketAddr,
+    pub traffic_class: TrafficClass,
     /// The UDP payload within the frame.
     pub payload: Range<usize>,
 }
@@ -185,6 +189,7 @@ pub fn parse(frame: &[u8]) -> Result<OuterFrame, OuterError> {
         src: SocketAddr::new(src, u16::from_be_bytes([s0, s1])),
         src_mac: ethernet.source,
         dst: SocketAddr::new(dst, u16::from_be_bytes([d0, d1])),
+        traffic_class: TrafficClass::of(packet),
         payload: start..start + datagram.len() - UDP_HEADER_LEN,
     })
 }
@@ -243,13 +248,15 @@ mod tests {
         Endpoint { addr: addr.parse().unwrap(), mac: MacAddr([2, 0, 0, 0, 0, 1]) }
     }
 
+    const CLASS: TrafficClass = TrafficClass::new(0xba);
+
     fn frame(ipv6: bool, payload: &[u8]) -> Vec<u8> {
         let mut frame = [&vec![0xee; header_len(ipv6)], payload].concat();
         let (src, dst) = match ipv6 {
             false => (endpoint("192.0.2.1:6081"), endpoint("198.51.100.7:6082")),
             true => (endpoint("[2001:db8::1]:6081"), endpoint("[2001:db8::7]:6082")),
         };
-        emit(&mut frame, &src, &dst, true, true).unwrap();
+        emit(&mut frame, &src, &dst, CLASS, true, true).unwrap();
         frame
     }
 
@@ -265,17 +272,24 @@ mod tests {
     fn dont_fragment_is_set_as_asked() {
         let mut frame = frame(false, &[1, 2, 3]);
         assert_eq!(frame[20..22], [0x40, 0]);
-        emit(&mut frame, &endpoint("192.0.2.1:1"), &endpoint("192.0.2.2:2"), false, false).unwrap();
+        emit(&mut frame, &endpoint("192.0.2.1:1"), &endpoint("192.0.2.2:2"), CLASS, false, false).unwrap();
         assert_eq!(frame[20..22], [0, 0]);
         assert_eq!(frame[40..42], [0, 0], "no checksum over IPv4 unless asked for");
         assert!(parse(&frame).is_ok());
     }
 
     #[test]
+    fn the_traffic_class_lies_in_the_headers_as_given() {
+        assert_eq!(frame(false, &[1])[14..16], [0x45, 0xba]);
+        assert_eq!(frame(true, &[1])[14..18], [0x6b, 0xa0, 0, 0]);
+    }
+
+    #[test]
     fn ipv6_always_has_a_checksum() {
         let mut frame = frame(true, &[1, 2, 3]);
         let with = frame.clone();
-        emit(&mut frame, &endpoint("[2001:db8::1]:6081"), &endpoint("[2001:db8::7]:6082"), false, false).unwrap();
+        let (src, dst) = (endpoint("[2001:db8::1]:6081"), endpoint("[2001:db8::7]:6082"));
+        emit(&mut frame, &src, &dst, CLASS, false, false).unwrap();
         assert_eq!(frame, with);
     }
 
@@ -286,18 +300,18 @@ mod tests {
             let needed = header_len(ipv6);
             let mut short = vec![0xee; needed - 1];
             let error = EmitError::BufferTooSmall { needed, given: needed - 1 };
-            assert_eq!(emit(&mut short, &end, &end, true, true), Err(error));
+            assert_eq!(emit(&mut short, &end, &end, CLASS, true, true), Err(error));
             assert!(short.iter().all(|byte| *byte == 0xee));
             let mut most = vec![0xee; needed + max_udp_payload(ipv6)];
-            assert_eq!(emit(&mut most, &end, &end, true, true), Ok(()));
+            assert_eq!(emit(&mut most, &end, &end, CLASS, true, true), Ok(()));
             assert_eq!(parse(&most).unwrap().payload.len(), max_udp_payload(ipv6));
             let mut long = vec![0xee; needed + max_udp_payload(ipv6) + 1];
             let error = EmitError::PayloadTooLong(max_udp_payload(ipv6) + 1);
-            assert_eq!(emit(&mut long, &end, &end, true, true), Err(error));
+            assert_eq!(emit(&mut long, &end, &end, CLASS, true, true), Err(error));
             assert!(long.iter().all(|byte| *byte == 0xee));
         }
-        assert_eq!(emit(&mut [0; 100], &v4, &v6, true, true), Err(EmitError::FamilyMismatch));
-        assert_eq!(emit(&mut [0; 100], &v6, &v4, true, true), Err(EmitError::FamilyMismatch));
+        assert_eq!(emit(&mut [0; 100], &v4, &v6, CLASS, true, true), Err(EmitError::FamilyMismatch));
+        assert_eq!(emit(&mut [0; 100], &v6, &v4, CLASS, true, true), Err(EmitError::FamilyMismatch));
     }
 
     #[test]
@@ -383,14 +397,16 @@ mod tests {
             payload in proptest::collection::vec(any::<u8>(), 0..200),
             udp_checksum: bool,
             dont_fragment: bool,
+            class: u8,
         ) {
             let src = Endpoint { addr: SocketAddr::new(src, ports.0), mac: MacAddr(macs.0) };
             let dst = Endpoint { addr: SocketAddr::new(dst, ports.1), mac: MacAddr(macs.1) };
             let mut frame = [&vec![0xee; header_len(dst.addr.is_ipv6())], &payload[..]].concat();
-            emit(&mut frame, &src, &dst, udp_checksum, dont_fragment).unwrap();
+            emit(&mut frame, &src, &dst, TrafficClass::new(class), udp_checksum, dont_fragment).unwrap();
             let parsed = parse(&frame).unwrap();
             prop_assert_eq!((parsed.src, parsed.src_mac, parsed.dst), (src.addr, src.mac, dst.addr));
             prop_assert_eq!(&frame[parsed.payload], &payload[..]);
+            prop_assert_eq!(parsed.traffic_class.get(), class);
             prop_assert_eq!(&frame[..6], &dst.mac.0);
         }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use icx_proto::counters::{COUNTER_NAMES, CounterSnapshot};
-use icx_proto::engine::{LocalEndpoint, SaPair, TxVerdict};
+use icx_proto::engine::{LocalEndpoint, OuterTrafficClass, SaPair, TxVerdict};
 use icx_proto::{
     AllowedRoute, Engine, EngineConfig, Instant, MacAddr, Mode, NetworkConfig, SaKey, Spi, TxKeyHistory, Underlay, Vni,
 };
@@ -52,6 +52,7 @@ pub fn config(mode: Mode, underlay: Underlay) -> EngineConfig {
         underlay,
         peer_filter: true,
         source_port_hashing: None,
+        outer_traffic_class: OuterTrafficClass::default(),
         keepalive: None,
         inner_mtu: None,
         tx_key_history: history(),
@@ -164,7 +165,7 @@ pub fn totals(engine: &Engine) -> CounterSnapshot {
             *sum += value;
         }
     }
-    sum.values[25..].fill(0);
+    sum.values[25..28].fill(0);
     sum
 }
 
