@@ -177,6 +177,13 @@ const up = command(
               message`Let the UDP source port follow the inner flow, so that routers spread the load. Default: off.`,
           }),
         ),
+        copyEcn: option("--copy-ecn", {
+          description:
+            message`Let routers on the way mark congestion instead of dropping packets. Only with icx on both ends.`,
+        }),
+        copyDscp: option("--copy-dscp", {
+          description: message`Send each packet with the DSCP of the inner one, which everybody on the way can read.`,
+        }),
         outerUdpChecksum: option("--outer-udp-checksum", {
           description: message`For raw underlays; UDP sockets always compute it.`,
         }),
@@ -370,6 +377,8 @@ export interface UpArguments {
   readonly latency: typeof LATENCIES[number];
   readonly offloads: readonly Offloads[];
   readonly sourcePortHash: boolean | undefined;
+  readonly copyEcn: boolean;
+  readonly copyDscp: boolean;
   readonly noPeerIpFilter: boolean;
   readonly rxRateLimit: number;
   readonly outerUdpChecksum: boolean;

@@ -191,7 +191,7 @@ function announce(args: UpArguments, node: { readonly config: NodeConfig; readon
     [
       "underlay",
       `${peer.interface} to ${peer.endpoint}, path MTU ${peer.pathMtuBytes}; data port ${info.port}, ` +
-      `VNI ${peer.vni}${config.sourcePortHashing ? ", source ports by flow" : ""}`,
+      `VNI ${peer.vni}${config.sourcePortHashing ? ", source ports by flow" : ""}${copiedOutward(config)}`,
     ],
     [
       "keys",
@@ -235,6 +235,12 @@ function announce(args: UpArguments, node: { readonly config: NodeConfig; readon
     allowedRoutes: peerConfig.allowedRoutes.map(({ src, dst }) => `${src}=${dst}`),
   });
   for (const warning of nodeConfigWarnings(config)) log("warning", warning, { event: "warning" });
+}
+
+/** What the outer headers take over, for the summary. */
+function copiedOutward({ copyEcn, copyDscp }: NodeConfig): string {
+  const copied = [...copyEcn ? ["ECN"] : [], ...copyDscp ? ["DSCP"] : []];
+  return copied.length === 0 ? "" : `, ${copied.join(" and ")} copied outward`;
 }
 
 /** Counters of the network and of the engine as one, by name, without times. */

@@ -94,6 +94,8 @@ export function nodeConfigOf(args: UpArguments): NodeConfig {
       rekeyIntervalMs: args.rekeyIntervalMs,
       peerFilter: !args.noPeerIpFilter,
       sourcePortHashing: args.sourcePortHash ?? false,
+      copyEcn: args.copyEcn,
+      copyDscp: args.copyDscp,
       ...(args.queues.count === undefined ? {} : { queues: args.queues.count }),
       latency: args.latency,
       clampMss: args.clampMss,

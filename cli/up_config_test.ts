@@ -22,6 +22,8 @@ Deno.test("the defaults are those of the protocol", () => {
   strictEqual(config.keepaliveMs, 25_000);
   ok(config.peerFilter);
   ok(!config.sourcePortHashing);
+  ok(!config.copyEcn);
+  ok(!config.copyDscp);
   strictEqual(config.queues, undefined);
   strictEqual(config.latency, "balanced");
   deepStrictEqual(config.offload, { tso: true, uso: true, gro: true, udpGso: true, udpGro: true });
@@ -43,6 +45,7 @@ Deno.test("each option reaches the configuration", () => {
     ...["--local-address", "2001:db8::1", "-p", "7081", "--control-port", "7082", "--peer-control-port", "7083"],
     ...["--interface", "eth3"],
     ...["-v", "42", "--rekey-interval", "90s", "-t", "tun7", "-m", "1280", "--source-port-hash", "--no-peer-ip-filter"],
+    ...["--copy-ecn", "--copy-dscp"],
     ...["--queues", "3", "--latency", "low", "--clamp-mss", "--offload", "all=off,udp-gro=on", "--offload", "tso=on"],
     ...["--rx-rate-limit", "1000", "--address", "10.9.0.1/24", "--address", "fd00::1/64"],
     ...["--allowed-route", "10.9.0.1/32=10.9.0.2/32", "--allowed-route", "fd00::/64", "[2001:db8::2]:7084"],
@@ -58,6 +61,8 @@ Deno.test("each option reaches the configuration", () => {
     keepaliveMs: 25_000,
     peerFilter: false,
     sourcePortHashing: true,
+    copyEcn: true,
+    copyDscp: true,
     queues: 3,
     latency: "low",
     clampMss: true,

@@ -287,6 +287,8 @@ export class Node implements AsyncDisposable {
       keepaliveMs: config.keepaliveMs,
       peerFilter: config.peerFilter,
       sourcePortHashing: config.sourcePortHashing,
+      copyEcn: config.copyEcn,
+      copyDscp: config.copyDscp,
     }));
     const datapath = parts.use(
       await TunDatapath.open({

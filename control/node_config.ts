@@ -82,6 +82,10 @@ export interface NodeConfig {
   readonly peerFilter: boolean;
   /** Whether the outer source port follows the inner flow. @default false */
   readonly sourcePortHashing: boolean;
+  /** Whether the outer header takes the inner ECN field over (RFC 6040); the peers must take marks over, too. @default false */
+  readonly copyEcn: boolean;
+  /** Whether the outer header takes the inner DSCP over. @default false */
+  readonly copyDscp: boolean;
   /** Threads that move packets, each with a queue of the device, 1 to 64; `undefined` goes by the number of processors. */
   readonly queues: number | undefined;
   /** How much processor time goes into answering sooner. @default "balanced" */
@@ -161,6 +165,10 @@ function onByDefault() {
   return z.boolean("must be true or false").default(() => true);
 }
 
+function offByDefault() {
+  return z.boolean("must be true or false").default(() => false);
+}
+
 /** What is wrong with a peer's name or address, `undefined` when nothing is. */
 function hostFault(host: string): string | undefined {
   if (isIP(host) !== 0) {
@@ -199,7 +207,9 @@ const nodeFields = z.strictObject({
   rekeyIntervalMs: integer(1000, 12 * 3_600_000).default(120_000),
   keepaliveMs: integer(0, 24 * 3_600_000).default(25_000),
   peerFilter: z.boolean("must be true or false").default(() => true),
-  sourcePortHashing: z.boolean("must be true or false").default(() => false),
+  sourcePortHashing: offByDefault(),
+  copyEcn: offByDefault(),
+  copyDscp: offByDefault(),
   queues: integer(1, 64).optional(),
   latency: z.enum(["low", "balanced", "idle"], 'must be "low", "balanced" or "idle"').default("balanced"),
   clampMss: z.boolean("must be true or false").default(() => false),

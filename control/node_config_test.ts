@@ -16,6 +16,8 @@ Deno.test("parseNodeConfig() fills in the defaults of the protocol", () => {
     keepaliveMs: 25_000,
     peerFilter: true,
     sourcePortHashing: false,
+    copyEcn: false,
+    copyDscp: false,
     queues: undefined,
     latency: "balanced",
     clampMss: false,
@@ -176,6 +178,8 @@ Deno.test("parseNodeConfig() names the field, what it must be and what it is", (
       { ...NODE, peerFilter: "no" },
       '"peerFilter" must be true or false: current value is "no"',
     ],
+    ["a number for ECN", { ...NODE, copyEcn: 1 }, '"copyEcn" must be true or false: current value is 1'],
+    ["a text for DSCP", { ...NODE, copyDscp: "EF" }, '"copyDscp" must be true or false: current value is "EF"'],
   ];
   for (const [name, input, line] of rows) {
     throws(() => parseNodeConfig(input), (error) => {

@@ -81,6 +81,10 @@ export interface EngineOptions {
   readonly peerFilter?: boolean | undefined;
   /** Whether the outer source port follows the inner flow. @default false */
   readonly sourcePortHashing?: boolean | undefined;
+  /** Whether the outer header takes the inner ECN field over (RFC 6040); the peer must take marks over, too. @default false */
+  readonly copyEcn?: boolean | undefined;
+  /** Whether the outer header takes the inner DSCP over. @default false */
+  readonly copyDscp?: boolean | undefined;
   /** Time between two keepalives, in milliseconds; 0 for none. @default 0 */
   readonly keepaliveMs?: number | undefined;
   /** The largest inner packet, in bytes; 0 for no limit of its own. @default 0 */

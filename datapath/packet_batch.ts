@@ -17,6 +17,7 @@ const VNI = 12;
 const ADDRESS = 16;
 const PORT = 32;
 const SOURCE_PORT = 34;
+const TRAFFIC_CLASS = 36;
 
 /**
  * The most bytes that one packet or datagram has, by the length fields of IPv4, IPv6 and UDP. An empty batch that a datapath hands
@@ -49,6 +50,12 @@ export interface Endpoint {
   readonly address: Uint8Array;
   /** The UDP port. */
   readonly port: number;
+}
+
+/** Where a datagram came from, and how. */
+export interface PacketSource extends Endpoint {
+  /** The TOS byte or traffic class of its outer header, where the underlay knows it. @default 0 */
+  readonly trafficClass?: number | undefined;
 }
 
 /** What a {@linkcode PacketBatch} is made of. */
@@ -116,9 +123,9 @@ export class PacketBatch {
    * @param source Where it came from; needed for what a UDP underlay received.
    * @returns Whether there was room for it.
    * @throws {TypeError} When it is no `Uint8Array`. @throws {RangeError} When an address has neither 4 nor 16 bytes, or the
-   * port is none.
+   * port or traffic class is none.
    */
-  append(packet: Uint8Array, source?: Endpoint): boolean {
+  append(packet: Uint8Array, source?: PacketSource): boolean {
     requireBytes(packet, "packet");
     const room = this.reserve();
     if (room === undefined || room.length < packet.length) return false;
@@ -142,11 +149,12 @@ export class PacketBatch {
    *
    * @param length How many bytes were written at the start of what {@linkcode PacketBatch.reserve} gave.
    * @param source Where it came from; needed for what a UDP underlay received.
-   * @throws {RangeError} When there is no room for it, an address has neither 4 nor 16 bytes, or the port is none.
+   * @throws {RangeError} When there is no room for it, an address has neither 4 nor 16 bytes, or the port or traffic class is
+   * none.
    */
-  commit(length: number, source?: Endpoint): void {
+  commit(length: number, source?: PacketSource): void {
     requireInteger(length, { operation: "add a packet", name: "length", min: 0, max: this.#buffer.length });
-    if (source !== undefined) requireEndpoint(source);
+    if (source !== undefined) requireSource(source);
     if (this.#length === this.capacity || length > this.#buffer.length - this.#used) {
       throw new RangeError(
         `Cannot add a packet as there must be room for it: ${this.#length} of ${this.capacity} packets and ` +
@@ -157,7 +165,7 @@ export class PacketBatch {
     this.#descriptors.fill(0, at, at + DESCRIPTOR_BYTES);
     this.#view.setUint32(at + OFFSET, this.#used, LITTLE_ENDIAN);
     this.#view.setUint32(at + LENGTH, length, LITTLE_ENDIAN);
-    if (source !== undefined) this.#setEndpoint(at, source);
+    if (source !== undefined) this.#setSource(at, source);
     this.#length += 1;
     this.#used += length;
   }
@@ -219,6 +227,11 @@ export class PacketBatch {
   /** The port that packet `index` is to be sent from; 0 for the underlay's own. */
   sourcePort(index: number): number {
     return this.#view.getUint16(this.#at(index) + SOURCE_PORT, LITTLE_ENDIAN);
+  }
+
+  /** The TOS byte or traffic class of the outer header of packet `index`: the one to send it with, or the one it came with. */
+  trafficClass(index: number): number {
+    return this.#view.getUint8(this.#at(index) + TRAFFIC_CLASS);
   }
 
   /**
@@ -295,7 +308,7 @@ export class PacketBatch {
     return index * DESCRIPTOR_BYTES;
   }
 
-  #setEndpoint(at: number, { address, port }: Endpoint): void {
+  #setSource(at: number, { address, port, trafficClass = 0 }: PacketSource): void {
     if (address.length === 4) {
       this.#descriptors.set(MAPPED, at + ADDRESS);
       this.#descriptors.set(address, at + ADDRESS + 12);
@@ -303,6 +316,7 @@ export class PacketBatch {
       this.#descriptors.set(address, at + ADDRESS);
     }
     this.#view.setUint16(at + PORT, port, LITTLE_ENDIAN);
+    this.#view.setUint8(at + TRAFFIC_CLASS, trafficClass);
   }
 }
 
@@ -310,12 +324,13 @@ function requireBytes(value: unknown, name: string): void {
   requireType(value instanceof Uint8Array, value, { operation: "add a packet", name, allowed: "a Uint8Array" });
 }
 
-function requireEndpoint(source: Endpoint): void {
+function requireSource(source: PacketSource): void {
   const operation = "add a packet";
   requireObject(source, { operation, name: "source" });
-  const { address, port } = source;
+  const { address, port, trafficClass = 0 } = source;
   requireBytes(address, "source.address");
   requireInteger(port, { operation, name: "source.port", min: 0, max: 65535 });
+  requireInteger(trafficClass, { operation, name: "source.trafficClass", min: 0, max: 255 });
   if (address.length !== 4 && address.length !== 16) {
     throw new RangeError(
       `Cannot ${operation} as "source.address" must have 4 or 16 bytes: it has ${address.length}; see addressBytes`,

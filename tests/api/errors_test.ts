@@ -266,6 +266,7 @@ Deno.test("an engine and its networks", async () => {
     ["a keepalive as a bigint", create({ keepaliveMs: 5n }), TypeError, "keepaliveMs", "5n"],
     ["a keepalive as text", create({ keepaliveMs: "25" }), "invalid-argument", "keepaliveMs", '"25"', "whole number"],
     ["a filter as text", create({ peerFilter: "no" }), "invalid-argument", "peerFilter", '"no"', "boolean"],
+    ["ECN as a number", create({ copyEcn: 1 }), "invalid-argument", "copyEcn", "1", "boolean"],
     ["a large inner MTU", create({ innerMtuBytes: 70000 }), RangeError, '"innerMtuBytes"', "65535", "70000"],
     ["an inner MTU as text", create({ innerMtuBytes: "1" }), TypeError, '"innerMtuBytes"', '"1"'],
     ["a short hash key", create({ dangerFlowHashKey: "zz" }), "invalid-argument", "16 hexadecimal digits"],

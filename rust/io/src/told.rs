@@ -188,6 +188,7 @@ pub(crate) mod tests {
 
     use icx_proto::engine::{Destination, RunBuffer};
     use icx_proto::wire::checksum::checksum;
+    use icx_proto::wire::traffic_class::TrafficClass;
     use icx_proto::{Instant, Vni};
     use socket2::{Domain, Protocol, Socket, Type};
 
