@@ -24,7 +24,11 @@ fn ipv4(len: u16, from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
 
 /// Two engines, each other's peer, with keys.
 fn pair() -> (u32, u32) {
-    let (a, b) = (engine(), engine());
+    pair_of(engine(), engine())
+}
+
+/// The same of engines that are there.
+fn pair_of(a: u32, b: u32) -> (u32, u32) {
     let setups = [
         (a, "192.0.2.2:6081", "10.1.0.0/16", "10.2.0.0/16", 1, 0x4000_0001_u32, "11", "22"),
         (b, "192.0.2.1:6081", "10.2.0.0/16", "10.1.0.0/16", 0x4000_0001, 1, "22", "11"),
@@ -194,6 +198,44 @@ fn packets_pass_from_one_engine_to_the_other_in_batches() {
     assert_eq!(counter(b, VNI, "rx_bad_peer"), 1);
     assert_eq!(counter(b, u32::MAX, "rx_packets"), 0);
     close([a, b]);
+}
+
+#[test]
+fn traffic_classes_go_out_and_come_in_with_their_packets() {
+    let _turn = exclusive();
+    let options = |more: &str| format!(r#"{{"mode":"l3","underlay":"udp","dangerIsolatedKeyHistory":true{more}}}"#);
+    let rows = [
+        ("", 0x00),
+        (r#","copyEcn":true"#, 0x03),
+        (r#","copyDscp":true"#, 0xfc),
+        (r#","copyEcn":true,"copyDscp":true"#, 0xff),
+    ];
+    for (more, mask) in rows {
+        let (a, b) = pair_of(json(icx_engine_create, &options(more)).unwrap(), engine());
+        // Expedited forwarding, with each ECN field.
+        let mut packets: Vec<_> =
+            (0..4).map(|ecn| IcxPacket { offset: ecn * 20, length: 20, ..IcxPacket::default() }).collect();
+        let mut input = ipv4(20, [10, 1, 0, 1], [10, 2, 0, 1]).repeat(4);
+        (0..4).for_each(|ecn| input[ecn * 20 + 1] = 0xb8 | ecn as u8);
+        let mut sealed = vec![0; 4096];
+        assert_eq!(virt_to_phy(a, &input, &mut packets, &mut sealed), 4);
+        let classes: Vec<_> = packets.iter().map(|packet| packet.traffic_class).collect();
+        assert_eq!(classes, [0xb8, 0xb9, 0xba, 0xbb].map(|class| class & mask), "{more}");
+
+        for packet in &mut packets {
+            packet.addr = "::ffff:192.0.2.1".parse::<std::net::Ipv6Addr>().unwrap().octets();
+            packet.traffic_class = 0x4b;
+        }
+        let mut opened = vec![0; 4096];
+        assert_eq!(phy_to_virt(b, &sealed, &mut packets, &mut opened), 4);
+        assert_eq!(packets.iter().map(|packet| packet.verdict).collect::<Vec<_>>(), [-13, 0, 0, 0]);
+        assert!(packets.iter().all(|packet| (packet.traffic_class, packet.reserved) == (0, [0; 11])));
+        assert_eq!([opened[1], opened[21], opened[41]], [0xbb; 3]);
+        assert_eq!((counter(b, VNI, "rx_bad_ecn"), counter(b, VNI, "rx_packets")), (1, 3));
+        close([a, b]);
+    }
+    let reason = json(icx_engine_create, &options(r#","copyEcn":1"#)).unwrap_err();
+    assert!(reason.code == EINVAL && reason.text.contains("copyEcn"), "{}", reason.text);
 }
 
 #[test]

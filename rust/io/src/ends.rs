@@ -384,6 +384,39 @@ mod tests {
     }
 
     #[test]
+    fn datagrams_of_a_batch_have_each_their_class() {
+        let loopback = [("127.0.0.1", Family::Ipv4), ("::1", Family::Ipv6)];
+        for (address, family) in loopback {
+            let open = || {
+                let (source_port_hashing, sockets) = (false, NonZero::<u16>::MIN);
+                let (local, offload) = (Some(address.parse().unwrap()), UdpOffload::default());
+                Udp::open(UdpConfig { local, port: 0, family, source_port_hashing, sockets, offload }).unwrap()
+            };
+            let (near, far) = (open(), open());
+            let readiness = Readiness::new().unwrap();
+            let (mut sending, mut receiving) = (DatagramBatches::default(), DatagramBatches::default());
+            let classes = [0x00, 0x03, 0xb8, 0xb8, 0x00, 0x02];
+            let datagrams = classes.map(|class| Datagram {
+                payload: b"one",
+                to: far.local_addr(),
+                source_port: None,
+                traffic_class: TrafficClass::new(class),
+            });
+            let now = clock::now();
+            let sent =
+                sending.send(&near, now, &datagrams, (&readiness, TOKEN), &mut |_, outcome| assert!(outcome.sent));
+            assert_eq!(sent.unwrap(), 6);
+            let mut seen = Vec::new();
+            let mut take = |datagram: super::ReceivedDatagram<'_>| {
+                seen.push(datagram.traffic_class.get());
+                true
+            };
+            while receiving.receive(&far, &readiness, TOKEN, &mut take).unwrap() > 0 {}
+            assert_eq!(seen, classes, "{address}");
+        }
+    }
+
+    #[test]
     fn a_device_gives_and_takes_batches_until_it_is_removed() {
         let Some(namespace) = NetNs::new() else { return };
         namespace.run(|| [TunOffload::NONE, TunOffload::ALL].map(give_and_take));

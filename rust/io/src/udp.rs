@@ -1020,6 +1020,51 @@ mod tests {
     }
 
     #[test]
+    fn classes_arrive_with_their_datagrams_however_these_are_cut_and_merged() {
+        let localhost6 = IpAddr::from(Ipv6Addr::LOCALHOST);
+        let cases = [
+            (Some(LOCALHOST), Family::Ipv4, LOCALHOST),
+            (Some(localhost6), Family::Ipv6, localhost6),
+            (None, Family::Ipv6, localhost6),
+            (None, Family::Dual, LOCALHOST),
+            (None, Family::Dual, localhost6),
+        ];
+        let rows = [(0x02, 3), (0x03, 2), (0xba, 1), (0x00, 2), (0xff, 4), (0x01, 1)];
+        for (local, family, peer) in cases {
+            for (offload, messages) in [(NO_OFFLOAD, 13), (UdpOffload::default(), rows.len())] {
+                let open = || Udp::open(UdpConfig { offload, ..config(local, 0, family) }).unwrap();
+                let (sender, receiver) = (open(), open());
+                receiver.start_offload().unwrap();
+                let there = to(SocketAddr::new(peer, receiver.local_addr().port()), None);
+                let mut queue = queue();
+                for (class, count) in rows {
+                    let there = Destination { traffic_class: TrafficClass::new(class), ..there };
+                    (0..count).for_each(|_| push(&mut queue, &[class; 1000], there));
+                }
+                let (done, told) = send(&sender, START, &mut queue);
+                assert_eq!((done, told.refused), (sent(messages as u64, 13), vec![]), "{family} {peer}");
+                let mut batch = ReceiveBatch::new(64, 70_000);
+                let mut seen = Vec::new();
+                while seen.len() < messages {
+                    let ready = sys::poll(&mut [Interest::readable(receiver.base(0))], Some(Duration::from_secs(10)));
+                    assert_eq!(ready.unwrap(), 1, "{} of {messages} came", seen.len());
+                    sys::recvmmsg(receiver.base(0), &mut batch, 64).unwrap();
+                    for message in batch.messages() {
+                        let class = message.traffic_class.get();
+                        assert!(message.payload.iter().all(|byte| *byte == class), "{family} {peer}: {class:#04x}");
+                        seen.push((class, message.datagrams()));
+                    }
+                }
+                let expected = rows.iter().flat_map(|&(class, count)| match offload.segment {
+                    true => vec![(class, count)],
+                    false => vec![(class, 1); count],
+                });
+                assert!(expected.eq(seen.iter().copied()), "{family} {peer}: {seen:?}");
+            }
+        }
+    }
+
+    #[test]
     fn refusals_say_what_to_do() {
         let holder = open(Some(LOCALHOST), Family::Ipv4, false);
         let attempt =
@@ -1049,7 +1094,7 @@ mod tests {
 
     /// What is on the wire, read from a TUN device to which the route goes.
     #[test]
-    fn outer_headers_have_df_ttl_64_and_no_tos_or_flow_label() {
+    fn outer_headers_have_df_ttl_64_and_no_flow_label_and_the_tos_that_is_given() {
         let Some(namespace) = NetNs::new() else { return };
         namespace.run(|| {
             let addresses = vec![("10.9.0.1".parse().unwrap(), 24), ("fd00:9::1".parse().unwrap(), 64)];
@@ -1067,7 +1112,12 @@ mod tests {
             ];
             for (local, family, peer) in cases {
                 for source_port in [None, Some(50_001)] {
-                    let udp = open(local, family, true);
+                    let udp = Udp::open(UdpConfig {
+                        source_port_hashing: true,
+                        offload: UdpOffload::default(),
+                        ..config(local, 0, family)
+                    })
+                    .unwrap();
                     let mut queue = queue();
                     push(&mut queue, b"x", to(peer, source_port));
                     assert_eq!(send(&udp, START, &mut queue).0, sent(1, 1), "{local:?} {family} {peer}");
@@ -1083,6 +1133,17 @@ mod tests {
                         assert_eq!(packet[..4], [0x60, 0, 0, 0], "traffic class and flow label 0");
                         assert_eq!((packet[6], packet[7], length), (17, 64, 49), "UDP, hop limit");
                         assert_eq!(packet[40..42], from.to_be_bytes());
+                    }
+                    // With a class of its own, alone and in a run that the kernel cuts.
+                    let marked = Destination { traffic_class: TrafficClass::new(0xbb), ..to(peer, source_port) };
+                    [9, 9, 1, 0].into_iter().for_each(|length| push(&mut queue, &vec![0; length], marked));
+                    assert_eq!(send(&udp, START, &mut queue).0.sent, 4);
+                    for _ in 0..4 {
+                        tun.read(0, &mut packet).unwrap();
+                        match peer {
+                            SocketAddr::V4(_) => assert_eq!(packet[..2], [0x45, 0xbb]),
+                            SocketAddr::V6(_) => assert_eq!(packet[..4], [0x6b, 0xb0, 0, 0]),
+                        }
                     }
                     // 1500 bytes of MTU: one more does not pass, and is not fragmented.
                     let headers = if peer.is_ipv4() { 28 } else { 48 };
