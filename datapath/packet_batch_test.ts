@@ -25,6 +25,20 @@ Deno.test("PacketBatch keeps endpoints of both families", () => {
   throws(() => batch.append(new Uint8Array(1), { address: new Uint8Array(5), port: 1 }), RangeError);
 });
 
+Deno.test("PacketBatch keeps the traffic class of what came with one", () => {
+  const batch = new PacketBatch();
+  const [address, port] = [new Uint8Array([192, 0, 2, 1]), 6081];
+  batch.append(new Uint8Array(1), { address, port, trafficClass: 255 });
+  batch.append(new Uint8Array(1), { address, port });
+  batch.append(new Uint8Array(1));
+  deepStrictEqual([0, 1, 2].map((i) => batch.trafficClass(i)), [255, 0, 0]);
+  deepStrictEqual(batch.endpoint(0), { address, port });
+  for (const trafficClass of [-1, 256, 1.5, NaN]) {
+    throws(() => batch.append(new Uint8Array(1), { address, port, trafficClass }), RangeError);
+  }
+  strictEqual(batch.length, 3);
+});
+
 Deno.test("PacketBatch lets a read write straight into its rest", () => {
   const batch = new PacketBatch({ capacity: 2, bufferBytes: 8 });
   batch.reserve()?.set([1, 2, 3, 4]);

@@ -1,6 +1,7 @@
 import { deepStrictEqual, ok, rejects, strictEqual } from "node:assert/strict";
 import { addressBytes } from "../control/prefix.ts";
 import { Library } from "../native/library.ts";
+import { NativeUdp } from "../native/udp.ts";
 import { addsUp } from "./_adds_up.ts";
 import { delay, ManualClock } from "./clock.ts";
 import type { ScriptDevice } from "./device.ts";
@@ -28,13 +29,17 @@ function packet(from: string, to: string, bytes = 40, tag = 0): Uint8Array {
 }
 
 /** An engine and its mirror image, for the other side of the wire. */
-function engines(library: Library, options: Partial<EngineOptions> = {}): [Engine, Engine] {
+function engines(
+  library: Library,
+  options: Partial<EngineOptions> = {},
+  [toPeer, toHere]: readonly [string, string] = ["192.0.2.2:6081", "192.0.2.1:6081"],
+): [Engine, Engine] {
   const here = Engine.create({ library, dangerIsolatedKeyHistory: true, ...options });
   const there = Engine.create({ library, dangerIsolatedKeyHistory: true });
   const [src, dst] = ["10.1.0.0/16", "10.2.0.0/16"];
   const expiresAtNs = 2n ** 63n;
-  here.addNetwork({ vni: VNI, peer: "192.0.2.2:6081", routes: [{ src, dst }] });
-  there.addNetwork({ vni: VNI, peer: "192.0.2.1:6081", routes: [{ src: dst, dst: src }] });
+  here.addNetwork({ vni: VNI, peer: toPeer, routes: [{ src, dst }] });
+  there.addNetwork({ vni: VNI, peer: toHere, routes: [{ src: dst, dst: src }] });
   here.dangerInstall({ vni: VNI, rxSpi: 1, txSpi: 2, rxKey: RX_KEY, txKey: TX_KEY, expiresAtNs });
   there.dangerInstall({ vni: VNI, rxSpi: 2, txSpi: 1, rxKey: TX_KEY, txKey: RX_KEY, expiresAtNs });
   return [here, there];
@@ -101,6 +106,54 @@ async function setUp(options: SetUpOptions = {}) {
 function settle(clock: ManualClock): Promise<void> {
   return clock.advance(0);
 }
+
+Deno.test("traffic classes go out and come in between a device in TypeScript and UDP sockets", async () => {
+  await using parts = new AsyncDisposableStack();
+  const library = parts.use(Library.open());
+  const far = NativeUdp.open(library, { localAddress: "127.0.0.1", port: 0, family: "ipv4", sourcePortHashing: false });
+  parts.adopt(far, (far) => far.close());
+  const peerAt = `127.0.0.1:${far.info().port}`;
+  const [engine, peer] = engines(library, { copyEcn: true, copyDscp: true }, [peerAt, "127.0.0.1:6081"]);
+  parts.use(engine);
+  parts.use(peer);
+  const [device, host] = MemoryDevice.pair();
+  const underlay = UdpUnderlay.open({ library, localAddress: "127.0.0.1", port: 0 });
+  const { port } = underlay.native.info();
+  const datapath = parts.use(await TunDatapath.open({ device, underlay, engine }));
+  const controller = new AbortController();
+  const run = datapath.run({ signal: controller.signal });
+  const marked = (from: string, to: string, trafficClass: number) => {
+    const bytes = packet(from, to);
+    bytes[1] = trafficClass;
+    return bytes;
+  };
+
+  // Out: expedited forwarding with each ECN field, then none.
+  const classes = [0xb8, 0xb9, 0xba, 0xbb, 0x00];
+  for (const trafficClass of classes) await host.push(marked(HERE, THERE, trafficClass));
+  const seen: number[] = [];
+  const arrived = new PacketBatch({ bufferBytes: 1 << 17 });
+  while (seen.length < classes.length) {
+    arrived.fill("rx", undefined, (_input, descriptors, _count, output) => far.take(descriptors, output).count);
+    for (let i = 0; i < arrived.length; i++) seen.push(arrived.trafficClass(i));
+    if (arrived.length === 0) await far.readable();
+  }
+  deepStrictEqual(seen, classes);
+
+  // In: marked on the way, as far as the kernel of the sender can do that.
+  const [input, sealed] = [new PacketBatch(), new PacketBatch()];
+  for (const trafficClass of [0x00, 0x02, 0x49]) input.append(marked(THERE, HERE, trafficClass));
+  peer.virtToPhy(input, sealed);
+  const sending = new PacketBatch();
+  const address = addressBytes("127.0.0.1");
+  for (let i = 0; i < 3; i++) sending.append(sealed.packet(i), { address, port, trafficClass: 0x03 });
+  deepStrictEqual(sending.hand(0, (...batch) => far.give(...batch)), { count: 3, bad: [] });
+  deepStrictEqual([(await host.pull())?.[1], (await host.pull())?.[1]], [0x03, 0x4b]);
+  const { rx_packets, rx_bad_ecn } = engine.counters(VNI);
+  deepStrictEqual([rx_packets, rx_bad_ecn], [2n, 1n]);
+  controller.abort();
+  await run;
+});
 
 const CALLS = ["read", "write", "receive", "send"] as const;
 
