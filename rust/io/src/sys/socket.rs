@@ -386,17 +386,10 @@ pub(crate) struct SocketError<'a> {
     pub(crate) quote: &'a [u8],
 }
 
-/// `IP_RECVERR` or `IPV6_RECVERR`, as the kernel lays it out.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct ErrorControl {
-    header: libc::cmsghdr,
-    error: libc::sock_extended_err,
-    /// The address of who sent the ICMP message.
-    offender: [u8; V6_NAME_BYTES as usize],
-}
-
-const _: () = assert!(mem::offset_of!(ErrorControl, error) == CONTROL_HEADER);
+/// Room for the control messages of an error: that itself with the address of who sent the ICMP message, and what else the
+/// socket asked for, such as the traffic class.
+#[repr(align(8))]
+struct ErrorControls([u8; 256]);
 
 /// Room for one error of a socket, and as much of a quote as is looked at.
 pub(crate) struct ErrorSlot {
@@ -411,6 +404,33 @@ impl ErrorSlot {
     }
 }
 
+/// The error among the control messages of `header`, which the kernel has just written to `controls`; one without an origin when
+/// there is none.
+fn extended_error(header: &libc::msghdr, controls: &ErrorControls) -> libc::sock_extended_err {
+    const LENGTH: usize = CONTROL_HEADER + mem::size_of::<libc::sock_extended_err>();
+    let start = (&raw const controls.0).addr();
+    // SAFETY: only the fields of `header` are looked at.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
+    while !next.is_null() {
+        let at = next.addr() - start;
+        // SAFETY: a header that the two macros give lies whole within the `msg_controllen` bytes that the kernel wrote.
+        let control = unsafe { next.read_unaligned() };
+        let is_error = matches!(
+            (control.cmsg_level, control.cmsg_type),
+            (libc::SOL_IP, libc::IP_RECVERR) | (libc::SOL_IPV6, libc::IPV6_RECVERR)
+        );
+        if is_error && control.cmsg_len >= LENGTH && at + LENGTH <= controls.0.len() {
+            let value = next.wrapping_byte_add(CONTROL_HEADER).cast::<libc::sock_extended_err>();
+            // SAFETY: the value is behind its header, within `controls` by the check above, and integers throughout.
+            return unsafe { value.read_unaligned() };
+        }
+        // SAFETY: `next` is a header among those of `header`; its length is looked at, and nothing behind `msg_controllen`.
+        next = unsafe { libc::CMSG_NXTHDR(header, next) };
+    }
+    // SAFETY: integers throughout, for which all zeros is a valid value; origin 0 is SO_EE_ORIGIN_NONE.
+    unsafe { mem::zeroed() }
+}
+
 /// Takes the next error of a socket that has `IP_RECVERR` or `IPV6_RECVERR`, without blocking; `None`: there is none.
 ///
 /// `recvmsg(2)` with `MSG_ERRQUEUE`; needs no capability. Errors: EINTR, ENOMEM. The errno of what is taken is also what the next
@@ -421,16 +441,15 @@ pub(crate) fn receive_error<'a>(
     slot: &'a mut ErrorSlot,
 ) -> io::Result<Option<SocketError<'a>>> {
     let mut name = Name::UNSPECIFIED;
-    // SAFETY: integers (and padding) throughout: all zeros is a valid value, of a message without a header.
-    let mut control: ErrorControl = unsafe { mem::zeroed() };
+    let mut controls = ErrorControls([0; 256]);
     let mut piece = libc::iovec { iov_base: slot.quote.as_mut_ptr().cast(), iov_len: slot.quote.len() };
     let mut header = empty_header().msg_hdr;
     header.msg_name = (&raw mut name).cast();
     header.msg_namelen = mem::size_of::<Name>() as libc::socklen_t;
     header.msg_iov = &raw mut piece;
     header.msg_iovlen = 1;
-    header.msg_control = (&raw mut control).cast();
-    header.msg_controllen = mem::size_of::<ErrorControl>();
+    header.msg_control = (&raw mut controls).cast();
+    header.msg_controllen = mem::size_of::<ErrorControls>();
     let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
     // SAFETY: the header has pointers to a name, one iovec into the slot and a control buffer, all distinct, exclusively
     // borrowed and with their lengths, until the end of the call.
@@ -439,14 +458,8 @@ pub(crate) fn receive_error<'a>(
         let error = io::Error::last_os_error();
         return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
     };
-    let is_error = header.msg_controllen >= mem::offset_of!(ErrorControl, offender)
-        && matches!(
-            (control.header.cmsg_level, control.header.cmsg_type),
-            (libc::SOL_IP, libc::IP_RECVERR) | (libc::SOL_IPV6, libc::IPV6_RECVERR)
-        );
-    let error = control.error;
+    let error = extended_error(&header, &controls);
     let origin = match error.ee_origin {
-        _ if !is_error => ErrorOrigin::Other,
         libc::SO_EE_ORIGIN_LOCAL => ErrorOrigin::Local,
         libc::SO_EE_ORIGIN_ICMP => ErrorOrigin::Icmp,
         libc::SO_EE_ORIGIN_ICMP6 => ErrorOrigin::Icmpv6,
