@@ -50,8 +50,9 @@ impl Syn {
                 if packet[field::IPV4_PROTOCOL] != TCP || read(packet, field::IPV4_FRAGMENT)? & IPV4_OFFSET_MASK != 0 {
                     return None;
                 }
-                let at = usize::from(packet[0] & 0x0f) * 4;
-                (at.max(IPV4_HEADER_LEN), usize::from(read(packet, field::IPV4_LENGTH)?), IPV4_HEADER_LEN)
+                // RFC 791 section 3.1: the header has five words at least.
+                let at = Some(usize::from(packet[0] & 0x0f) * 4).filter(|at| *at >= IPV4_HEADER_LEN)?;
+                (at, usize::from(read(packet, field::IPV4_LENGTH)?), IPV4_HEADER_LEN)
             }
             Inner::V6 { .. } => {
                 let upper = ipv6::walk(packet[field::IPV6_NEXT], &packet[IPV6_HEADER_LEN..]);
@@ -229,7 +230,7 @@ mod tests {
     fn other_packets_are_left_alone() {
         let syn = segment(false, SYN, &mss(1460));
         type Change = fn(&mut Vec<u8>);
-        let cases: [(&str, Change); 10] = [
+        let cases: [(&str, Change); 11] = [
             ("a segment without SYN", |packet| packet[33] = 0x10),
             ("another protocol", |packet| packet[9] = 17),
             ("a later fragment", |packet| packet[7] = 1),
@@ -239,6 +240,7 @@ mod tests {
             ("a TCP header that runs past the packet", |packet| packet[32] = 0x70),
             ("a packet cut short", |packet| packet.truncate(30)),
             ("IP options in the place of TCP", |packet| packet[0] = 0x4f),
+            ("an IP header of less than its fixed part", |packet| packet[0] = 0x44),
             ("nothing", Vec::clear),
         ];
         for (name, change) in cases {
