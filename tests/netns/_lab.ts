@@ -457,14 +457,15 @@ export class Lab {
 
   /**
    * Starts a node on `host` towards the other one, which is known by `peerHost`, a name or an address; `through` is a command
-   * that runs the launcher, such as `prlimit`.
+   * that runs the launcher, such as `prlimit`, and `statsInterval` says how often it logs its counters.
    */
   start(
     host: Host,
     extra: readonly string[] = [],
-    { through = [], peerHost = host.peerUnderlay }: {
+    { through = [], peerHost = host.peerUnderlay, statsInterval = "200ms" }: {
       readonly through?: readonly string[];
       readonly peerHost?: string;
+      readonly statsInterval?: string;
     } = {},
   ): Node {
     const peer = this.other(host);
@@ -477,7 +478,7 @@ export class Lab {
         "up",
         ...["--identity-key", host.keyFile, "--peer-key", peer.publicKey],
         ...["--address", `${host.inner4}/24`, "--address", `${host.inner6}/64`],
-        ...["--log-format", "json", "--stats-interval", "200ms"],
+        ...["--log-format", "json", "--stats-interval", statsInterval],
         ...extra,
         endpoint,
       ]),
