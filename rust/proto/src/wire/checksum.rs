@@ -116,6 +116,13 @@ const fn fold32(sum: u64) -> u64 {
     (sum >> 32) + (sum & 0xffff_ffff)
 }
 
+/// What becomes of a checksum when one 16-bit word of its data changes (RFC 1624 section 3, equation 3). A wrong one stays as
+/// wrong as it was.
+#[inline]
+pub fn updated(checksum: u16, old: u16, new: u16) -> u16 {
+    Sum::new().add_u16(!checksum).add_u16(!old).add_u16(new).finish()
+}
+
 /// The checksum of `data`.
 pub fn checksum(data: &[u8]) -> u16 {
     Sum::new().add_bytes(data).finish()

@@ -6,6 +6,7 @@
 
 use core::ops::Range;
 
+use crate::wire::checksum::updated;
 use crate::wire::inner::{IPV4_HEADER_LEN, IPV6_HEADER_LEN, Inner};
 use crate::wire::ipv6::{self, TCP};
 
@@ -109,18 +110,10 @@ fn lower(header: &mut [u8], at: usize, most: u16) -> bool {
     }
     // RFC 1071 section 2 (B): at an odd offset a number counts with its bytes swapped.
     let word = |number: u16| if at.is_multiple_of(2) { number } else { number.swap_bytes() };
-    let checksum = adapted(checksum, word(old), word(most));
+    let checksum = updated(checksum, word(old), word(most));
     header[at..at + 2].copy_from_slice(&most.to_be_bytes());
     header[field::TCP_CHECKSUM].copy_from_slice(&checksum.to_be_bytes());
     true
-}
-
-/// RFC 1624 section 3, equation 3: the checksum after a 16-bit word has changed.
-const fn adapted(checksum: u16, old: u16, new: u16) -> u16 {
-    let sum = !checksum as u32 + !old as u32 + new as u32;
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    !(sum as u16)
 }
 
 fn read(bytes: &[u8], at: Range<usize>) -> Option<u16> {

@@ -1,7 +1,7 @@
 //! The traffic class of an IP header: six bits of DSCP (RFC 2474) and two of ECN (RFC 3168), and how the ECN fields of an
 //! inner and an outer header become one where a tunnel ends (RFC 6040).
 
-use crate::wire::checksum::Sum;
+use crate::wire::checksum::updated;
 
 /// Where the header checksum is in an IPv4 header (RFC 791 section 3.1).
 const IPV4_CHECKSUM: usize = 10;
@@ -103,9 +103,7 @@ fn set_ecn(packet: &mut [u8], ecn: Ecn) {
             *second = *second & !0b11 | ecn as u8;
             let after = u16::from_be_bytes([*first, *second]);
             let Some(checksum) = rest.get_mut(IPV4_CHECKSUM - 2..).and_then(<[u8]>::first_chunk_mut) else { return };
-            // RFC 1624 section 3, equation 3. A wrong checksum stays as wrong as it was.
-            let old = u16::from_be_bytes(*checksum);
-            *checksum = Sum::new().add_u16(!old).add_u16(!before).add_u16(after).finish().to_be_bytes();
+            *checksum = updated(u16::from_be_bytes(*checksum), before, after).to_be_bytes();
         }
         [first, second, ..] if *first >> 4 == 6 => {
             *second = *second & !(0b11 << IPV6_ECN_SHIFT) | (ecn as u8) << IPV6_ECN_SHIFT;
