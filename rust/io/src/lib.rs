@@ -19,6 +19,7 @@ mod sys;
 mod told;
 pub mod tun;
 pub mod udp;
+mod workers;
 
 #[cfg(test)]
 mod test_support;

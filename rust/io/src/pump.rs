@@ -11,26 +11,27 @@
 //! in drivers/net/tun.c), so packets are written to the queue that the flow's hash names, whichever worker opened them.
 
 mod idle;
+mod tun_side;
 mod worker;
 
-use std::any::Any;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use icx_proto::engine::{Engine, PathMtuChange};
 
+#[cfg(feature = "afxdp")]
+pub(crate) use idle::Idle;
 pub use idle::Latency;
+#[cfg(feature = "afxdp")]
+pub(crate) use tun_side::TunSide;
 
-use crate::sys::{self, Interest};
+use crate::sys;
 use crate::tun::{Tun, TunError};
 use crate::udp::Udp;
+use crate::workers::{self, OnEnd, Stop, Workers};
 use worker::work;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,12 +135,17 @@ macro_rules! pump_counters {
         /// The counters of one worker, which alone writes them. On cache lines of its own.
         #[derive(Debug, Default)]
         #[repr(align(128))]
-        struct WorkerCounters {
-            $($name: AtomicU64,)+
+        pub(crate) struct WorkerCounters {
+            $(pub(crate) $name: AtomicU64,)+
         }
 
         impl WorkerCounters {
-            fn add_to(&self, sum: &mut PumpCounters) {
+            /// For each of `workers`.
+            pub(crate) fn each(workers: usize) -> Box<[WorkerCounters]> {
+                std::iter::repeat_with(WorkerCounters::default).take(workers).collect()
+            }
+
+            pub(crate) fn add_to(&self, sum: &mut PumpCounters) {
                 $(sum.$name += self.$name.load(Ordering::Relaxed);)+
             }
         }
@@ -180,7 +186,7 @@ pump_counters! {
 }
 
 /// Adds to a counter that only the calling thread writes.
-fn count(counter: &AtomicU64, by: u64) {
+pub(crate) fn count(counter: &AtomicU64, by: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
 }
 
@@ -190,14 +196,13 @@ pub struct Pump {
     control: Arc<Control>,
     /// While the workers run.
     ends: Weak<Ends>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Dropping them stops them.
+    workers: Workers,
 }
 
 /// What the pump and its workers share.
 struct Control {
-    stop: AtomicBool,
-    /// Readable from the stop on.
-    stop_event: File,
+    stop: Arc<Stop>,
     /// One for each worker.
     counters: Box<[WorkerCounters]>,
     on_notice: OnNotice,
@@ -211,36 +216,7 @@ impl std::fmt::Debug for Control {
 
 impl Control {
     fn new(workers: usize, on_notice: OnNotice) -> Result<Control, PumpError> {
-        let stop_event = sys::event_fd().map_err(|source| PumpError::Wait { call: "eventfd", source })?;
-        let counters = std::iter::repeat_with(WorkerCounters::default).take(workers).collect();
-        Ok(Control { stop: AtomicBool::new(false), stop_event: stop_event.into(), counters, on_notice })
-    }
-
-    fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
-        // Cannot fail but for an overflow of the event's 64 bits, and then it is readable too.
-        let _ = (&self.stop_event).write_all(&1u64.to_ne_bytes());
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
-    }
-
-    /// Waits for one of `interests` or the stop; gives them back with what they are ready for.
-    fn wait<'a, const N: usize>(
-        &'a self,
-        interests: [Interest<'a>; N],
-        timeout: Option<Duration>,
-    ) -> Result<[Interest<'a>; N], PumpError> {
-        let mut all = [Interest::readable(self.stop_event.as_fd()); 4];
-        all[..N].copy_from_slice(&interests);
-        sys::poll(&mut all[..=N], timeout).map_err(|source| PumpError::Wait { call: "ppoll", source })?;
-        Ok(std::array::from_fn(|at| all[at]))
-    }
-
-    /// Waits for the stop alone.
-    fn pause(&self, timeout: Duration) -> Result<(), PumpError> {
-        self.wait([], Some(timeout)).map(drop)
+        Ok(Control { stop: Arc::new(Stop::new()?), counters: WorkerCounters::each(workers), on_notice })
     }
 }
 
@@ -257,17 +233,6 @@ struct Ends {
 type Work = fn(&Ends, &Control, usize) -> Result<(), PumpError>;
 
 type OnNotice = Box<dyn Fn(PumpNotice) + Send + Sync>;
-type OnEnd = Box<dyn FnOnce(Result<(), PumpError>) + Send>;
-
-/// Gathers how the workers ended, and tells it once when all have.
-struct End(Mutex<EndState>);
-
-struct EndState {
-    running: usize,
-    error: Option<PumpError>,
-    on_end: Option<OnEnd>,
-}
-
 impl Pump {
     /// Starts the workers, one for each queue of the device and socket, which take both over: they close when the workers
     /// have ended.
@@ -302,61 +267,24 @@ impl Pump {
     fn start_workers(works: &[Work], ends: Ends, on_notice: OnNotice, on_end: OnEnd) -> Result<Pump, PumpError> {
         let control = Arc::new(Control::new(works.len(), on_notice)?);
         let ends = Arc::new(ends);
-        let end = Arc::new(End(Mutex::new(EndState { running: works.len(), error: None, on_end: Some(on_end) })));
-
-        // Workers begin once all of them exist; when one cannot be made, the others find their gate closed and leave.
-        let mut threads = Vec::with_capacity(works.len());
-        let mut gates = Vec::with_capacity(works.len());
-        let mut spawned = Ok(());
-        for (number, &run) in works.iter().enumerate() {
-            let name = format!("icx-pump-{number}");
-            let (gate, opened) = mpsc::channel::<()>();
-            let (control, ends, end, worker) =
-                (Arc::clone(&control), Arc::clone(&ends), Arc::clone(&end), name.clone());
-            let body = move || {
-                if opened.recv().is_err() {
-                    return;
-                }
-                let result = catch_unwind(AssertUnwindSafe(|| run(&ends, &control, number)))
-                    .unwrap_or_else(|panic| Err(PumpError::Panicked { worker, message: panic_text(&*panic) }));
-                // One ended, all end.
-                control.stop();
-                drop(ends);
-                end.worker_ended(result);
-            };
-            match thread::Builder::new().name(name.clone()).spawn(body) {
-                Ok(thread) => threads.push(thread),
-                Err(source) => spawned = Err(PumpError::Spawn { worker: name, source }),
-            }
-            gates.push(gate);
-        }
-        let pump = Pump { control, ends: Arc::downgrade(&ends), threads: Mutex::new(threads) };
-        drop(ends);
-        if let Err(error) = spawned {
-            drop(gates);
-            drop(pump);
-            return Err(error);
-        }
-        for gate in gates {
-            // Cannot fail: the worker waits behind its gate.
-            let _ = gate.send(());
-        }
-        Ok(pump)
+        let bodies = works.iter().enumerate().map(|(number, &run)| {
+            let (control, ends) = (Arc::clone(&control), Arc::clone(&ends));
+            Box::new(move || run(&ends, &control, number)) as workers::Work
+        });
+        let stop = Arc::clone(&control.stop);
+        let (bodies, ends) = (bodies.collect(), Arc::downgrade(&ends));
+        let workers = Workers::start("icx-pump", bodies, stop, on_end)?;
+        Ok(Pump { control, ends, workers })
     }
 
     /// Tells the workers to end, and does not wait: they do within milliseconds. Harmless when they have ended.
     pub fn stop(&self) {
-        self.control.stop();
+        self.control.stop.stop();
     }
 
     /// Waits until the workers have ended, whoever told them to, and device and sockets are closed.
     pub fn join(&self) {
-        for thread in lock(&self.threads).drain(..) {
-            if thread.thread().id() != thread::current().id() {
-                // A panic has been caught and reported before the thread ended.
-                let _ = thread.join();
-            }
-        }
+        self.workers.join();
     }
 
     /// Gives the device another MTU, as [`Tun::set_mtu`]. After the end there is none, and nothing to do.
@@ -370,41 +298,6 @@ impl Pump {
         self.control.counters.iter().for_each(|worker| worker.add_to(&mut sum));
         sum
     }
-}
-
-impl Drop for Pump {
-    fn drop(&mut self) {
-        self.stop();
-        self.join();
-    }
-}
-
-impl End {
-    fn worker_ended(&self, result: Result<(), PumpError>) {
-        let mut state = lock(&self.0);
-        if let Err(error) = result {
-            state.error.get_or_insert(error);
-        }
-        state.running -= 1;
-        if state.running > 0 {
-            return;
-        }
-        let (error, on_end) = (state.error.take(), state.on_end.take());
-        drop(state);
-        if let Some(on_end) = on_end {
-            on_end(error.map_or(Ok(()), Err));
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What these mutexes guard is whole after every statement.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("no message").to_owned()
 }
 
 #[cfg(test)]

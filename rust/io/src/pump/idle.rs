@@ -37,7 +37,7 @@ const SHARED: Duration = Duration::from_millis(20);
 
 /// Decides between looking again and sleeping.
 #[derive(Debug)]
-pub(super) struct Idle {
+pub(crate) struct Idle {
     patience: Duration,
     /// How many times in a row patience may run out before there is none.
     tries: u32,
@@ -51,13 +51,13 @@ pub(super) struct Idle {
 }
 
 impl Idle {
-    pub(super) fn new(latency: Latency, now: Instant) -> Self {
+    pub(crate) fn new(latency: Latency, now: Instant) -> Self {
         let (patience, tries) = latency.patience();
         Idle { patience, tries, vain: 0, last: now, looking: None, shared: now }
     }
 
     /// There was something to do in the round that began at `now`.
-    pub(super) fn busy(&mut self, now: Instant) {
+    pub(crate) fn busy(&mut self, now: Instant) {
         self.looked(now);
         if self.is_soon(now) {
             // Looking for it has paid, or would have.
@@ -67,7 +67,7 @@ impl Idle {
     }
 
     /// There was nothing to do in the round that began at `now`: whether to yield and look again, rather than to sleep.
-    pub(super) fn look_again(&mut self, now: Instant) -> bool {
+    pub(crate) fn look_again(&mut self, now: Instant) -> bool {
         self.looked(now);
         if self.vain >= self.tries || now < self.shared {
             return false;

@@ -6,30 +6,17 @@ use std::os::fd::BorrowedFd;
 use std::thread;
 use std::time::Duration;
 
-use icx_proto::engine::{Arrival, BatchPacket, Destination, PathMtuVerdict, RunBuffer, Stop, TxVerdict};
-use icx_proto::offload::{CoalesceOptions, Coalescer, VnetHeader, outgoing_with};
-use icx_proto::wire::flow_hash::flow_hash;
-use icx_proto::wire::mss::Syn;
+use icx_proto::engine::{Arrival, Destination, PathMtuVerdict, RunBuffer, TxVerdict};
 use icx_proto::{Instant, Vni};
 
 use super::idle::Idle;
+use super::tun_side::{READ_PACKETS, TunSide};
 use super::{Control, Ends, PumpError, PumpNotice, WorkerCounters, count};
 use crate::clock;
-use crate::ends::{MAX_PACKET_BYTES, RECEIVE_SLOT_BYTES, Received};
-use crate::icmp::TooBig;
+use crate::ends::{RECEIVE_SLOT_BYTES, Received};
 use crate::sys::{ErrorSlot, Interest, ReceiveBatch};
 use crate::told::{self, Told};
 use crate::udp::{RUN_LIMITS, SendEvents, Sender};
-
-/// What the device hands over in one read.
-const MAX_READ_BYTES: usize = VnetHeader::LEN + MAX_PACKET_BYTES;
-
-/// Packets that are read from the device before they are sealed.
-const READ_PACKETS: usize = 64;
-
-/// Bytes for those: one packet of the largest size, or many small ones. More would not stay in the processor's cache
-/// until they are sealed.
-const READ_BYTES: usize = 2 * MAX_READ_BYTES;
 
 /// Sealed datagrams that wait to be sent: one uncut packet as a whole, and each of the small ones by itself.
 const SEND_BYTES: usize = 2 * 65_536;
@@ -38,11 +25,8 @@ const SEND_RUNS: usize = 2 * READ_PACKETS;
 /// Messages per receive.
 const RECEIVE_SLOTS: usize = 64;
 
-/// How much a receive should bring at most, going by the last one. As with [`READ_BYTES`].
+/// How much a receive should bring at most, going by the last one. More would not stay in the processor's cache.
 const RECEIVE_BYTES: usize = 2 * 65_536;
-
-/// What was opened, until the device has it.
-const DELIVER_BYTES: usize = 2 * 65_536;
 
 /// How long to wait for room in a full socket buffer before the batch is given up.
 const SEND_PATIENCE: Duration = Duration::from_secs(1);
@@ -58,16 +42,10 @@ pub(super) struct Worker<'a> {
     ends: &'a Ends,
     number: usize,
     port: Port<'a>,
-    read: ReadBatch,
-    /// Emptied after each batch; kept for its memory.
-    packets: Vec<BatchPacket<'static>>,
+    device: TunSide<'a>,
     sealed: RunBuffer,
     received: ReceiveBatch,
     receive_limit: usize,
-    opened: Coalescer,
-    too_big: TooBig,
-    /// Numbers of the packets of the batch that were too big, and what would not have been, where that is bounded.
-    oversized: Vec<(usize, Option<u32>)>,
     errors: ErrorSlot,
     /// When the first worker reads what all sockets were told.
     hear_at: Instant,
@@ -77,24 +55,15 @@ pub(super) struct Worker<'a> {
 impl<'a> Worker<'a> {
     pub(super) fn new(ends: &'a Ends, control: &'a Control, number: usize) -> Self {
         let now = clock::now();
-        let gro = ends.tun.offload().gro;
+        let counters = &control.counters[number];
         Worker {
             ends,
             number,
-            port: Port { ends, control, number, counters: &control.counters[number], sender: Sender::new(SEND_RUNS) },
-            read: ReadBatch::new(if ends.tun.has_headers() { VnetHeader::LEN } else { 0 }),
-            packets: Vec::with_capacity(READ_PACKETS),
+            port: Port { ends, control, number, counters, sender: Sender::new(SEND_RUNS) },
+            device: TunSide::new((&ends.tun, number), &ends.engine, ends.options.clamp_mss, counters, now),
             sealed: RunBuffer::new(SEND_BYTES, SEND_RUNS, RUN_LIMITS),
             received: ReceiveBatch::new(RECEIVE_SLOTS, RECEIVE_SLOT_BYTES),
             receive_limit: RECEIVE_SLOTS,
-            opened: Coalescer::new(CoalesceOptions {
-                tcp: gro,
-                udp: gro && ends.tun.merges_udp(),
-                vnet: ends.tun.has_headers(),
-                bytes: DELIVER_BYTES,
-            }),
-            too_big: TooBig::new(now),
-            oversized: Vec::with_capacity(READ_PACKETS),
             errors: ErrorSlot::new(),
             hear_at: now,
             idle: Idle::new(ends.options.latency, now),
@@ -102,7 +71,7 @@ impl<'a> Worker<'a> {
     }
 
     fn run(&mut self) -> Result<(), PumpError> {
-        while !self.port.control.is_stopped() {
+        while !self.port.control.stop.is_stopped() {
             let now = clock::now();
             if self.number == FIRST {
                 self.run_timers(now);
@@ -115,9 +84,9 @@ impl<'a> Worker<'a> {
                 // Whoever else could run goes first; when somebody did, it shows in the time that this took.
                 thread::yield_now();
             } else {
-                let tun = Interest::readable(self.ends.tun.queue_fd(self.number));
+                let tun = Interest::readable(self.device.fd());
                 let udp = Interest::readable(self.ends.udp.base(self.number));
-                let [_, udp] = self.port.control.wait([tun, udp], self.sleep(now))?;
+                let [_, udp] = self.port.control.stop.wait([tun, udp], self.sleep(now))?;
                 if udp.has_error() {
                     // Left in the queue it would end the next wait at once.
                     self.hear_own(clock::now());
@@ -162,56 +131,24 @@ impl<'a> Worker<'a> {
 
     /// From the device to the sockets, as much as one batch holds. False: there was nothing.
     fn outbound(&mut self, now: Instant) -> Result<bool, PumpError> {
-        let filled = self.read.fill(&self.port);
+        let filled = self.device.read();
         // Also before a failure: what has been read is sealed, and what is sealed is sent or counted.
-        self.seal(now)?;
+        let port = &mut self.port;
+        self.device.seal(now, &mut self.sealed, |sealed| port.send(now, sealed))?;
         filled
-    }
-
-    fn seal(&mut self, now: Instant) -> Result<(), PumpError> {
-        if self.read.lengths.is_empty() {
-            return Ok(());
-        }
-        let engine = &self.ends.engine;
-        let mut packets = recycle(std::mem::take(&mut self.packets));
-        self.read.packets(&mut packets, &|packet| self.port.clamp_outbound(packet));
-        let segments = packets.iter().map(|packet| packet.packets()).sum();
-        count(&self.port.counters.device_read_packets, segments);
-        let mut delivered = Ok(());
-        let mut done = 0;
-        while done < packets.len() {
-            let batch = engine.seal_batch(now, &mut packets[done..], &mut self.sealed);
-            done += batch.packets;
-            match batch.stopped {
-                Some(Stop::Reply(reply)) => delivered = delivered.and(self.port.reply(reply.as_bytes())),
-                Some(Stop::TooBig { mtu }) => self.oversized.push((done - 1, mtu)),
-                Some(_) => {}
-                None if done < packets.len() => self.port.send(now, &mut self.sealed),
-                None => {}
-            }
-        }
-        self.packets = recycle(packets);
-        self.port.send(now, &mut self.sealed);
-        for (number, mtu) in self.oversized.drain(..) {
-            let mtu = mtu.unwrap_or(self.ends.tun.mtu());
-            let packet = self.read.packet(number);
-            let mut reply = [0; TooBig::MAX_BYTES];
-            if let Some(length) = self.too_big.reply(now, packet, mtu, &mut reply) {
-                delivered = delivered.and(self.port.reply(&reply[..length]));
-            }
-        }
-        delivered
     }
 
     /// From the socket to the device, as much as one batch holds. False: there was nothing.
     fn inbound(&mut self, now: Instant) -> Result<bool, PumpError> {
-        let Worker { ends, port, received, opened, errors, .. } = self;
+        let Worker { ends, port, received, device, errors, .. } = self;
         let listener = port.listener();
         let batch = (&mut *received, self.receive_limit);
         match ends.udp.receive(self.number, batch, errors, &mut |told| listener.told(now, told))? {
             Received::Messages(_) => {}
             // Readable as it may be, the socket gave nothing.
-            Received::Nothing { pause: true } => return port.control.pause(Duration::from_millis(1)).map(|()| false),
+            Received::Nothing { pause: true } => {
+                return port.control.stop.pause(Duration::from_millis(1)).map(|()| false);
+            }
             Received::Nothing { pause: false } => return Ok(false),
         }
         let (mut messages, mut datagrams, mut truncated, mut bytes) = (0, 0, 0, 0);
@@ -232,13 +169,13 @@ impl<'a> Worker<'a> {
             }
             let mut rest = message.payload;
             loop {
-                let done = ends.engine.open_batch(now, arrival, rest, message.stride, opened);
+                let done = ends.engine.open_batch(now, arrival, rest, message.stride, &mut device.opened);
                 if done == rest.len() {
                     break;
                 }
                 // No more room: what is there goes to the device.
                 rest = &rest[done..];
-                port.deliver(opened)?;
+                device.deliver()?;
             }
         }
         let counters = port.counters;
@@ -246,14 +183,14 @@ impl<'a> Worker<'a> {
         count(&counters.underlay_received, datagrams);
         count(&counters.underlay_truncated, truncated);
         self.receive_limit = (RECEIVE_BYTES * messages as usize / bytes.max(1)).clamp(1, RECEIVE_SLOTS);
-        port.deliver(opened)?;
+        device.deliver()?;
         Ok(true)
     }
 
     /// Hands the device what counts as `packets`.
     #[cfg(test)]
     pub(super) fn write(&self, bytes: &[u8], packets: u64) -> Result<(), PumpError> {
-        self.port.write(self.number, bytes, packets)
+        self.device.write(bytes, packets)
     }
 
     /// How long there is nothing to do without a packet; `None`: for ever.
@@ -273,73 +210,6 @@ impl<'a> Worker<'a> {
 /// A keepalive with the headers of the largest underlay.
 const MAX_KEEPALIVE_BYTES: usize = 128;
 
-/// An empty vector in the memory of another one, for packets that live for another time.
-fn recycle<'b>(mut packets: Vec<BatchPacket<'_>>) -> Vec<BatchPacket<'b>> {
-    packets.clear();
-    // Collected in place, with nothing to convert.
-    packets.into_iter().map_while(|_| None).collect()
-}
-
-/// Packets read from the device, back to back in one buffer.
-struct ReadBatch {
-    buffer: Box<[u8]>,
-    /// Bytes of virtio header in front of each packet.
-    header: usize,
-    /// Of each packet, the header included.
-    lengths: Vec<usize>,
-}
-
-impl ReadBatch {
-    fn new(header: usize) -> Self {
-        ReadBatch { buffer: vec![0; READ_BYTES].into(), header, lengths: Vec::with_capacity(READ_PACKETS) }
-    }
-
-    /// Reads until the batch is full or the device has nothing more; false when it had nothing at all.
-    fn fill(&mut self, port: &Port<'_>) -> Result<bool, PumpError> {
-        self.lengths.clear();
-        let mut used = 0;
-        let result = loop {
-            if self.lengths.len() == READ_PACKETS || self.buffer.len() - used < MAX_READ_BYTES {
-                break Ok(true);
-            }
-            match port.ends.tun.next_piece(port.number, &mut self.buffer[used..]) {
-                // Nothing follows the header of an empty packet, which there is none of.
-                Ok(Some(length)) if length > self.header => {
-                    self.lengths.push(length);
-                    used += length;
-                }
-                Ok(_) => break Ok(!self.lengths.is_empty()),
-                Err(error) => break Err(error),
-            }
-        };
-        count(&port.counters.device_reads, self.lengths.len() as u64);
-        result
-    }
-
-    /// Appends the packets to an empty vector, for the engine; `change` sees those that are not to be cut.
-    fn packets<'b>(&'b mut self, packets: &mut Vec<BatchPacket<'b>>, change: &impl Fn(&mut [u8])) {
-        let mut rest = &mut self.buffer[..];
-        for &length in &self.lengths {
-            let (whole, others) = rest.split_at_mut(length);
-            packets.push(if self.header == 0 {
-                change(whole);
-                BatchPacket::Whole(whole)
-            } else if let Some((header, packet)) = whole.split_first_chunk_mut() {
-                outgoing_with(&VnetHeader::parse(header), packet, change)
-            } else {
-                BatchPacket::Malformed
-            });
-            rest = others;
-        }
-    }
-
-    /// A packet as it was read, unless it has been cut since.
-    fn packet(&self, number: usize) -> &[u8] {
-        let start: usize = self.lengths[..number].iter().sum();
-        &self.buffer[start + self.header..start + self.lengths[number]]
-    }
-}
-
 /// The ends as one worker uses them.
 struct Port<'a> {
     ends: &'a Ends,
@@ -354,25 +224,6 @@ impl<'a> Port<'a> {
         Listener { ends: self.ends, control: self.control, counters: self.counters }
     }
 
-    /// Lowers the segment size that a packet from the device announces, where that is wanted.
-    #[inline]
-    fn clamp_outbound(&self, packet: &mut [u8]) {
-        if self.ends.options.clamp_mss
-            && let Some(syn) = Syn::parse(packet)
-        {
-            let mtu = self.ends.engine.inner_mtu_for(packet);
-            syn.clamp(packet, self.ends.tun.mtu().min(mtu.unwrap_or(u32::MAX)));
-        }
-    }
-
-    /// The same for a packet to the device.
-    fn clamp_inbound(&self, vni: Vni, packet: &mut [u8]) {
-        if let Some(syn) = Syn::parse(packet) {
-            let mtu = self.ends.engine.network_inner_mtu(vni);
-            syn.clamp(packet, self.ends.tun.mtu().min(mtu.unwrap_or(u32::MAX)));
-        }
-    }
-
     /// Sends what is sealed. What the kernel refuses is counted and gone: the next packets may well pass.
     fn send(&mut self, now: Instant, sealed: &mut RunBuffer) {
         if sealed.is_empty() {
@@ -385,47 +236,6 @@ impl<'a> Port<'a> {
         count(&self.counters.underlay_sent, sent.sent);
         count(&self.counters.underlay_send_errors, sent.failed);
         count(&self.counters.port_fallbacks, sent.port_fallbacks);
-    }
-
-    /// Hands the device what was opened.
-    fn deliver(&self, opened: &mut Coalescer) -> Result<(), PumpError> {
-        if self.ends.options.clamp_mss {
-            opened.change_single(|vni, packet| self.clamp_inbound(vni, packet));
-        }
-        let mut result = Ok(());
-        for packet in opened.packets() {
-            let queue = self.queue_of(packet.packet());
-            result = result.and(self.write(queue, packet.bytes(), u64::from(packet.segments)));
-        }
-        opened.clear();
-        result
-    }
-
-    /// The queue from which the answers to a packet are to be read.
-    fn queue_of(&self, packet: &[u8]) -> usize {
-        match self.ends.tun.queues() {
-            1 => 0,
-            // The upper bits, which are the better mixed ones.
-            queues => (usize::from(flow_hash(0, packet)) * queues) >> u16::BITS,
-        }
-    }
-
-    /// Hands the device a packet of this node's own.
-    fn reply(&self, packet: &[u8]) -> Result<(), PumpError> {
-        self.written(self.ends.tun.deliver(self.number, packet), 1)
-    }
-
-    /// Hands the device what counts as `packets`. What it does not take is counted.
-    fn write(&self, queue: usize, bytes: &[u8], packets: u64) -> Result<(), PumpError> {
-        self.written(self.ends.tun.deliver_piece(queue, bytes), packets)
-    }
-
-    fn written(&self, taken: Result<bool, PumpError>, packets: u64) -> Result<(), PumpError> {
-        let counters = self.counters;
-        count(&counters.device_writes, 1);
-        let is_taken = matches!(taken, Ok(true));
-        count(if is_taken { &counters.device_write_packets } else { &counters.device_write_errors }, packets);
-        taken.map(drop)
     }
 }
 
@@ -472,8 +282,13 @@ impl SendEvents for Events<'_> {
         let end = *self.patience_ends.get_or_insert(now.saturating_add(SEND_PATIENCE));
         let left = end.saturating_since(now);
         !left.is_zero()
-            && !self.listener.control.is_stopped()
-            && self.listener.control.wait([Interest::writable(socket)], Some(left)).is_ok_and(|[room]| room.is_ready())
+            && !self.listener.control.stop.is_stopped()
+            && self
+                .listener
+                .control
+                .stop
+                .wait([Interest::writable(socket)], Some(left))
+                .is_ok_and(|[room]| room.is_ready())
     }
 
     fn failed(&mut self, vni: Vni, datagrams: u64, _error: &io::Error) {
