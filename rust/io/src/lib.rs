@@ -4,6 +4,8 @@
 //! System calls that no safe crate offers are in the private module `sys`, one small safe function each; the rest of
 //! the crate has no unsafe code.
 
+#[cfg(feature = "afxdp")]
+pub mod afxdp;
 pub mod clock;
 pub mod ends;
 mod icmp;

@@ -4,6 +4,8 @@
 //! explaining it to a person is the caller's part.
 
 mod checksum;
+#[cfg(feature = "afxdp")]
+mod driver;
 mod epoll;
 mod event;
 #[cfg(test)]
@@ -14,6 +16,8 @@ mod time;
 mod tun;
 
 pub(crate) use checksum::use_wide_checksums;
+#[cfg(feature = "afxdp")]
+pub(crate) use driver::driver_name;
 pub(crate) use epoll::{epoll_arm, epoll_set, epoll_take};
 pub(crate) use event::{Interest, event_fd, poll};
 #[cfg(test)]

@@ -1,0 +1,210 @@
+//! What this host, process and interface can do of AF_XDP.
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+
+use netlink_packet_core::{
+    DecodeError, DefaultNla, Emitable, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, Nla, NlasIterator,
+};
+use netlink_sys::protocols::NETLINK_GENERIC;
+use socket2::{Domain, Socket, Type};
+
+use super::program::{AttachError, LoadedProgram};
+use crate::link::{self, LinkError};
+use crate::netlink::{Netlink, NetlinkError};
+use crate::sys;
+
+/// What there is for AF_XDP on an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct XdpSupport {
+    /// The name of the interface's driver, where it says.
+    pub driver: Option<String>,
+    /// Whether the driver runs XDP programs and redirects out of them itself. `None`: this kernel does not say (before
+    /// Linux 6.3), attaching tells.
+    pub native: Option<bool>,
+    /// Whether the driver reads and writes frames in the UMEM. `None`: as above.
+    pub zero_copy: Option<bool>,
+    /// What the process or the kernel lacks to use AF_XDP at all, in words. Empty: nothing.
+    pub missing: Vec<String>,
+}
+
+/// Looks up what an interface of the calling thread's network namespace can do, and whether this process may use it.
+/// It changes nothing: a program is loaded, but not attached.
+pub fn probe(interface: &str) -> Result<XdpSupport, LinkError> {
+    let link = link::by_name(interface)?;
+    let driver = Socket::new(Domain::IPV4, Type::DGRAM, None)
+        .and_then(|socket| sys::driver_name(socket.as_fd(), interface))
+        .ok()
+        .filter(|name| !name.is_empty());
+    let features = features(link.index).map_err(|source| LinkError::Lookup { name: interface.to_owned(), source })?;
+    Ok(XdpSupport {
+        driver,
+        native: features.map(|bits| bits & NATIVE_FEATURES == NATIVE_FEATURES),
+        zero_copy: features.map(|bits| bits & XDP_FEATURE_ZERO_COPY != 0),
+        missing: missing(),
+    })
+}
+
+/// Capabilities by bit (include/uapi/linux/capability.h).
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_NET_RAW: u32 = 13;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_BPF: u32 = 39;
+
+fn missing() -> Vec<String> {
+    let mut missing = Vec::new();
+    let effective =
+        fs::read_to_string("/proc/thread-self/status").ok().and_then(|status| effective_capabilities(&status));
+    // Where /proc does not say, what is tried does.
+    let has = |capability: u32| effective.is_none_or(|bits| bits & 1 << capability != 0);
+    let mut lacks = |is_there: bool, what: &str| {
+        if !is_there {
+            missing.push(what.to_owned());
+        }
+        is_there
+    };
+    let net_admin = lacks(has(CAP_NET_ADMIN), "the capability CAP_NET_ADMIN");
+    let net_raw = lacks(has(CAP_NET_RAW), "the capability CAP_NET_RAW");
+    let bpf = lacks(has(CAP_BPF) || has(CAP_SYS_ADMIN), "the capability CAP_BPF (CAP_SYS_ADMIN before Linux 5.8)");
+    match Socket::new(Domain::from(libc::AF_XDP), Type::RAW, None).map_err(|error| error.raw_os_error()) {
+        Ok(_) => {}
+        Err(Some(libc::EPERM)) if !net_raw => {}
+        Err(Some(libc::EAFNOSUPPORT)) => missing.push("AF_XDP sockets in the kernel (CONFIG_XDP_SOCKETS)".to_owned()),
+        Err(errno) => {
+            let reason =
+                errno.map_or_else(|| "unknown".to_owned(), |errno| io::Error::from_raw_os_error(errno).to_string());
+            missing.push(format!("AF_XDP sockets ({reason})"));
+        }
+    }
+    match LoadedProgram::underlay(1, &[(Ipv4Addr::UNSPECIFIED, 0).into()]) {
+        Ok(_) => {}
+        Err(AttachError::NoPermission { .. }) if net_admin && bpf => missing.push(
+            "the right to load XDP programs: a user namespace, a seccomp profile, or the kernel's lockdown forbids it"
+                .to_owned(),
+        ),
+        Err(AttachError::NoPermission { .. }) => {}
+        Err(error) => missing.push(error.to_string()),
+    }
+    missing
+}
+
+/// `CapEff` of proc_pid_status(5), a bit for each capability.
+fn effective_capabilities(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+/// Numbers of generic netlink (include/uapi/linux/genetlink.h) and of its family `netdev`
+/// (include/uapi/linux/netdev.h).
+const GENL_ID_CTRL: u16 = 16;
+const CTRL_CMD_GETFAMILY: u8 = 3;
+const CTRL_ATTR_FAMILY_ID: u16 = 1;
+const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+const NETDEV_CMD_DEV_GET: u8 = 1;
+const NETDEV_A_DEV_IFINDEX: u16 = 1;
+const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
+const XDP_FEATURE_BASIC: u64 = 1 << 0;
+const XDP_FEATURE_REDIRECT: u64 = 1 << 1;
+const XDP_FEATURE_ZERO_COPY: u64 = 1 << 3;
+const NATIVE_FEATURES: u64 = XDP_FEATURE_BASIC | XDP_FEATURE_REDIRECT;
+
+/// The XDP features of an interface's driver. `None` where the kernel has no family `netdev`.
+fn features(index: u32) -> Result<Option<u64>, NetlinkError> {
+    let mut netlink = Netlink::open_protocol(NETLINK_GENERIC)?;
+    let name = DefaultNla::new(CTRL_ATTR_FAMILY_NAME, b"netdev\0".to_vec());
+    let family = match netlink.request(GenericMessage::new(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, name), 0) {
+        Ok(answers) => answers.iter().find_map(|answer| answer.attribute(CTRL_ATTR_FAMILY_ID)),
+        Err(error) if error.errno() == Some(libc::ENOENT) => None,
+        Err(error) => return Err(error),
+    };
+    let Some(family) = family.map(u16::from_ne_bytes) else { return Ok(None) };
+    let interface = DefaultNla::new(NETDEV_A_DEV_IFINDEX, index.to_ne_bytes().to_vec());
+    let answers = netlink.request(GenericMessage::new(family, NETDEV_CMD_DEV_GET, interface), 0)?;
+    Ok(answers.iter().find_map(|answer| answer.attribute(NETDEV_A_DEV_XDP_FEATURES)).map(u64::from_ne_bytes))
+}
+
+/// A message of generic netlink: `struct genlmsghdr` and attributes.
+struct GenericMessage {
+    family: u16,
+    command: u8,
+    attributes: Vec<DefaultNla>,
+}
+
+/// Of `struct genlmsghdr`: command, version, and two reserved bytes.
+const GENERIC_HEADER_BYTES: usize = 4;
+
+impl GenericMessage {
+    fn new(family: u16, command: u8, attribute: DefaultNla) -> Self {
+        GenericMessage { family, command, attributes: vec![attribute] }
+    }
+
+    /// An attribute's value, if it is `N` bytes long.
+    fn attribute<const N: usize>(&self, kind: u16) -> Option<[u8; N]> {
+        let attribute = self.attributes.iter().find(|attribute| attribute.kind() == kind)?;
+        let mut value = [0; N];
+        (attribute.value_len() == N).then(|| attribute.emit_value(&mut value))?;
+        Some(value)
+    }
+}
+
+impl NetlinkSerializable for GenericMessage {
+    fn message_type(&self) -> u16 {
+        self.family
+    }
+
+    fn buffer_len(&self) -> usize {
+        GENERIC_HEADER_BYTES + self.attributes.as_slice().buffer_len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        // Both families are of version 1.
+        buffer[..GENERIC_HEADER_BYTES].copy_from_slice(&[self.command, 1, 0, 0]);
+        self.attributes.as_slice().emit(&mut buffer[GENERIC_HEADER_BYTES..]);
+    }
+}
+
+impl NetlinkDeserializable for GenericMessage {
+    type Error = DecodeError;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
+        let (head, attributes) = payload
+            .split_at_checked(GENERIC_HEADER_BYTES)
+            .ok_or_else(|| DecodeError::from("a message of generic netlink without its header"))?;
+        let attributes = NlasIterator::new(attributes)
+            .map(|attribute| attribute.map(|attribute| DefaultNla::new(attribute.kind(), attribute.value().to_vec())))
+            .collect::<Result<_, _>>()?;
+        Ok(GenericMessage { family: header.message_type, command: head[0], attributes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LinkError, effective_capabilities, probe};
+    use crate::test_support::NetNs;
+
+    #[test]
+    fn drivers_are_told_apart() {
+        let Some(namespace) = NetNs::new() else { return };
+        let Some(other) = NetNs::new() else { return };
+        namespace.connect(&other, ([10, 9, 0, 1].into(), 24), ([10, 9, 0, 2].into(), 24));
+        namespace.run(|| {
+            let veth = probe("under").unwrap();
+            assert_eq!(veth.driver.as_deref(), Some("veth"));
+            assert_eq!((veth.native, veth.zero_copy), (Some(true), Some(false)));
+            assert_eq!(veth.missing, Vec::<String>::new());
+            let loopback = probe("lo").unwrap();
+            assert_eq!((loopback.native, loopback.zero_copy), (Some(false), Some(false)));
+            assert!(matches!(probe("no-such-link0"), Err(LinkError::NotFound(_))));
+        });
+    }
+
+    #[test]
+    fn capabilities_are_read() {
+        let status = "Name:\ticx\nCapPrm:\t000001ffffffffff\nCapEff:\t0000008000003000\nCapBnd:\t0\n";
+        assert_eq!(effective_capabilities(status), Some(1 << 39 | 1 << 12 | 1 << 13));
+        assert_eq!(effective_capabilities("CapEff:\tnone\n"), None);
+        assert_eq!(effective_capabilities(""), None);
+    }
+}
