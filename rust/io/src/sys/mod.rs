@@ -3,6 +3,12 @@
 //! Every function returns the call's errno untouched as [`std::io::Error`] unless its documentation says otherwise;
 //! explaining it to a person is the caller's part.
 
+#[cfg(feature = "afxdp")]
+#[cfg_attr(not(test), expect(dead_code, reason = "what has workers to pin is not there yet"))]
+mod affinity;
+#[cfg(feature = "afxdp")]
+#[cfg_attr(not(test), expect(dead_code, reason = "what has sockets to poll is not there yet"))]
+mod busy_poll;
 mod checksum;
 #[cfg(feature = "afxdp")]
 mod driver;
@@ -29,3 +35,10 @@ pub(crate) use socket::{
 };
 pub(crate) use time::clock_boottime;
 pub(crate) use tun::{tun_attach, tun_set_header_size, tun_set_offload};
+
+#[cfg(feature = "afxdp")]
+#[expect(unused_imports, reason = "what has workers to pin is not there yet")]
+pub(crate) use affinity::{current_affinity, pin_to};
+#[cfg(feature = "afxdp")]
+#[expect(unused_imports, reason = "what has sockets to poll is not there yet")]
+pub(crate) use busy_poll::set_busy_poll;
