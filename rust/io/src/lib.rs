@@ -7,6 +7,7 @@
 #[cfg(feature = "afxdp")]
 pub mod afxdp;
 pub mod clock;
+mod counters;
 pub mod ends;
 mod icmp;
 pub mod link;

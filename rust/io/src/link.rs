@@ -61,7 +61,7 @@ fn find(netlink: &mut Netlink, request: LinkMessage) -> Result<Option<Link>, Net
     }))
 }
 
-fn parse(message: LinkMessage) -> Link {
+pub(crate) fn parse(message: LinkMessage) -> Link {
     let mut link = Link {
         name: String::new(),
         index: message.header.index,

@@ -16,7 +16,6 @@ mod worker;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -28,6 +27,7 @@ pub use idle::Latency;
 #[cfg(feature = "afxdp")]
 pub(crate) use tun_side::TunSide;
 
+use crate::counters::counters;
 use crate::sys;
 use crate::tun::{Tun, TunError};
 use crate::udp::Udp;
@@ -115,44 +115,9 @@ impl PumpError {
     }
 }
 
-macro_rules! pump_counters {
-    ($($(#[$doc:meta])* $name:ident,)+) => {
-        /// What the workers have done since the start, all threads together.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct PumpCounters {
-            $($(#[$doc])* pub $name: u64,)+
-        }
-
-        impl PumpCounters {
-            /// In the order of [`PumpCounters::values`]. Append only.
-            pub const NAMES: [&str; [$(stringify!($name)),+].len()] = [$(stringify!($name)),+];
-
-            pub fn values(&self) -> [u64; Self::NAMES.len()] {
-                [$(self.$name),+]
-            }
-        }
-
-        /// The counters of one worker, which alone writes them. On cache lines of its own.
-        #[derive(Debug, Default)]
-        #[repr(align(128))]
-        pub(crate) struct WorkerCounters {
-            $(pub(crate) $name: AtomicU64,)+
-        }
-
-        impl WorkerCounters {
-            /// For each of `workers`.
-            pub(crate) fn each(workers: usize) -> Box<[WorkerCounters]> {
-                std::iter::repeat_with(WorkerCounters::default).take(workers).collect()
-            }
-
-            pub(crate) fn add_to(&self, sum: &mut PumpCounters) {
-                $(sum.$name += self.$name.load(Ordering::Relaxed);)+
-            }
-        }
-    };
-}
-
-pump_counters! {
+counters! {
+    /// What the workers have done since the start, all threads together.
+    PumpCounters of WorkerCounters:
     /// Inner packets read from the device: what it handed over uncut counts as the packets that it becomes.
     device_read_packets,
     /// Inner packets handed to the device: what it was given merged counts as the packets that it is made of.
@@ -183,11 +148,6 @@ pump_counters! {
     path_mtu_ignored,
     /// Reports by ICMP that a datagram did not arrive for another reason, which change nothing.
     underlay_lost_reports,
-}
-
-/// Adds to a counter that only the calling thread writes.
-pub(crate) fn count(counter: &AtomicU64, by: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
 }
 
 /// A running pump. Dropping it stops it and waits for its threads.

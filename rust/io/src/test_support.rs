@@ -50,16 +50,22 @@ impl NetNs {
 
     /// Connects the two namespaces by a veth pair, `under` in both, up, with an address each.
     pub(crate) fn connect(&self, other: &NetNs, ours: (IpAddr, u8), theirs: (IpAddr, u8)) {
+        self.connect_queues(other, ours, theirs, 1);
+    }
+
+    /// The same with so many queues in both directions.
+    pub(crate) fn connect_queues(&self, other: &NetNs, ours: (IpAddr, u8), theirs: (IpAddr, u8), queues: u32) {
         let mut peer = LinkMessage::default();
         peer.attributes = vec![LinkAttribute::IfName("under".into()), LinkAttribute::NetNsFd(other.0.as_raw_fd())];
         let mut link = LinkMessage::default();
-        link.attributes = vec![
-            LinkAttribute::IfName("under".into()),
-            LinkAttribute::LinkInfo(vec![
-                LinkInfo::Kind(InfoKind::Veth),
-                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-            ]),
-        ];
+        link.attributes = vec![LinkAttribute::IfName("under".into())];
+        for end in [&mut peer, &mut link] {
+            end.attributes.extend([LinkAttribute::NumTxQueues(queues), LinkAttribute::NumRxQueues(queues)]);
+        }
+        link.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]));
         self.run(|| {
             let mut netlink = Netlink::open().unwrap();
             netlink.request(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL).unwrap();

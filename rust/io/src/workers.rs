@@ -37,6 +37,12 @@ impl Stop {
         self.stopped.load(Ordering::Acquire)
     }
 
+    /// Readable from the stop on.
+    #[cfg(feature = "afxdp")]
+    pub(crate) fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+
     /// Waits for one of `interests`, three at most, or the stop; gives them back with what they are ready for.
     pub(crate) fn wait<'a, const N: usize>(
         &'a self,

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
 
 use netlink_packet_core::{
     DecodeError, DefaultNla, Emitable, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, Nla, NlasIterator,
@@ -21,6 +20,8 @@ use crate::sys;
 pub struct XdpSupport {
     /// The name of the interface's driver, where it says.
     pub driver: Option<String>,
+    /// Queues that it receives on, where the driver says.
+    pub queues: Option<u32>,
     /// Whether the driver runs XDP programs and redirects out of them itself. `None`: this kernel does not say (before
     /// Linux 6.3), attaching tells.
     pub native: Option<bool>,
@@ -34,13 +35,11 @@ pub struct XdpSupport {
 /// It changes nothing: a program is loaded, but not attached.
 pub fn probe(interface: &str) -> Result<XdpSupport, LinkError> {
     let link = link::by_name(interface)?;
-    let driver = Socket::new(Domain::IPV4, Type::DGRAM, None)
-        .and_then(|socket| sys::driver_name(socket.as_fd(), interface))
-        .ok()
-        .filter(|name| !name.is_empty());
+    let driver = sys::driver_name(interface).ok().filter(|name| !name.is_empty());
     let features = features(link.index).map_err(|source| LinkError::Lookup { name: interface.to_owned(), source })?;
     Ok(XdpSupport {
         driver,
+        queues: sys::receive_queues(interface).ok().filter(|queues| *queues > 0),
         native: features.map(|bits| bits & NATIVE_FEATURES == NATIVE_FEATURES),
         zero_copy: features.map(|bits| bits & XDP_FEATURE_ZERO_COPY != 0),
         missing: missing(),

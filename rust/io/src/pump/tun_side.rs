@@ -9,7 +9,8 @@ use icx_proto::wire::flow_hash::flow_hash;
 use icx_proto::wire::mss::Syn;
 use icx_proto::{Instant, Vni};
 
-use super::{PumpError, WorkerCounters, count};
+use super::{PumpError, WorkerCounters};
+use crate::counters::count;
 use crate::ends::MAX_PACKET_BYTES;
 use crate::icmp::TooBig;
 use crate::tun::Tun;

@@ -11,8 +11,9 @@ use icx_proto::{Instant, Vni};
 
 use super::idle::Idle;
 use super::tun_side::{READ_PACKETS, TunSide};
-use super::{Control, Ends, PumpError, PumpNotice, WorkerCounters, count};
+use super::{Control, Ends, PumpError, PumpNotice, WorkerCounters};
 use crate::clock;
+use crate::counters::count;
 use crate::ends::{RECEIVE_SLOT_BYTES, Received};
 use crate::sys::{ErrorSlot, Interest, ReceiveBatch};
 use crate::told::{self, Told};

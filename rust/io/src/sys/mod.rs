@@ -4,15 +4,13 @@
 //! explaining it to a person is the caller's part.
 
 #[cfg(feature = "afxdp")]
-#[cfg_attr(not(test), expect(dead_code, reason = "what has workers to pin is not there yet"))]
 mod affinity;
 #[cfg(feature = "afxdp")]
-#[cfg_attr(not(test), expect(dead_code, reason = "what has sockets to poll is not there yet"))]
 mod busy_poll;
 mod checksum;
-#[cfg(feature = "afxdp")]
-mod driver;
 mod epoll;
+#[cfg(feature = "afxdp")]
+mod ethtool;
 mod event;
 #[cfg(test)]
 mod netns;
@@ -20,10 +18,10 @@ mod process;
 mod socket;
 mod time;
 mod tun;
+#[cfg(feature = "afxdp")]
+mod xsk;
 
 pub(crate) use checksum::use_wide_checksums;
-#[cfg(feature = "afxdp")]
-pub(crate) use driver::driver_name;
 pub(crate) use epoll::{epoll_arm, epoll_set, epoll_take};
 pub(crate) use event::{Interest, event_fd, poll};
 #[cfg(test)]
@@ -37,8 +35,10 @@ pub(crate) use time::clock_boottime;
 pub(crate) use tun::{tun_attach, tun_set_header_size, tun_set_offload};
 
 #[cfg(feature = "afxdp")]
-#[expect(unused_imports, reason = "what has workers to pin is not there yet")]
 pub(crate) use affinity::{current_affinity, pin_to};
 #[cfg(feature = "afxdp")]
-#[expect(unused_imports, reason = "what has sockets to poll is not there yet")]
 pub(crate) use busy_poll::set_busy_poll;
+#[cfg(feature = "afxdp")]
+pub(crate) use ethtool::{driver_name, features, receive_queues, set_features};
+#[cfg(feature = "afxdp")]
+pub(crate) use xsk::{Frame, Kick, Umem, XDP_HEADROOM, Xsk, XskConfig, XskDrops};

@@ -91,6 +91,16 @@ impl Engine {
         }
     }
 
+    /// What the virtual side carries.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// What the physical side carries.
+    pub fn underlay(&self) -> &Underlay {
+        &self.underlay
+    }
+
     pub fn set_inner_mtu(&self, mtu: Option<u32>) {
         self.inner_mtu.store(mtu.unwrap_or(UNLIMITED), Ordering::Relaxed);
     }

@@ -137,6 +137,24 @@ impl Engine {
         Ok(())
     }
 
+    /// Where frames to a peer go from now on: the hardware address of the next hop, in every network whose peer has this address. For raw
+    /// underlays.
+    pub fn set_next_hop(&self, peer: IpAddr, mac: MacAddr) {
+        let _control = self.control();
+        let table = self.table.load();
+        let peer = peer.to_canonical();
+        let is_other = |entry: &Arc<Entry>| entry.peer_ip == peer && entry.peer_mac != mac;
+        if !table.entries.iter().any(is_other) {
+            return;
+        }
+        let mut entries = table.entries.clone();
+        for entry in entries.iter_mut().filter(|entry| is_other(entry)) {
+            let config = Arc::new(NetworkConfig { peer_mac: mac, ..NetworkConfig::clone(&entry.config) });
+            *entry = Arc::new(Entry { peer_mac: mac, config, ..Entry::clone(entry) });
+        }
+        self.table.store(Arc::new(Table { entries, routes: Arc::clone(&table.routes) }));
+    }
+
     /// Every VNI as it was last configured, in ascending order.
     pub fn networks(&self) -> Vec<NetworkConfig> {
         self.table.load().entries.iter().map(|entry| NetworkConfig::clone(&entry.config)).collect()
