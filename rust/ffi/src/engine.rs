@@ -265,21 +265,13 @@ struct NetworkOptions {
     rx_rate_limit_pps: Option<u32>,
 }
 
-fn network(engine: &EngineHandle, text: &[u8]) -> Outcome<NetworkConfig> {
+fn network(text: &[u8]) -> Outcome<NetworkConfig> {
     let options: NetworkOptions = json::parse(text)?;
-    let peer_mac = match options.peer_mac {
-        Some(mac) => mac.0,
-        None if engine.underlay_is_udp => MacAddr::default(),
-        None => {
-            return Err(Failure::invalid(
-                "Cannot add a network to a raw underlay without 'peerMac', the next hop's hardware address",
-            ));
-        }
-    };
     Ok(NetworkConfig {
         vni: options.vni.0,
         peer: options.peer.0,
-        peer_mac,
+        // All zero: not known yet.
+        peer_mac: options.peer_mac.map_or_else(MacAddr::default, |mac| mac.0),
         routes: options.routes.into_iter().map(Into::into).collect(),
         rx_rate_limit: options.rx_rate_limit_pps.filter(|&limit| limit != 0),
     })
@@ -287,7 +279,7 @@ fn network(engine: &EngineHandle, text: &[u8]) -> Outcome<NetworkConfig> {
 
 pub(crate) fn add_network(call: &Call, engine: u32, text: &[u8]) -> Outcome<i32> {
     let engine = call.get::<EngineHandle>(engine)?;
-    let network = network(&engine, text)?;
+    let network = network(text)?;
     let vni = network.vni;
     engine.engine.add_network(network).map_err(|error| network_failure("add", vni, &error))?;
     Ok(0)
@@ -295,7 +287,7 @@ pub(crate) fn add_network(call: &Call, engine: u32, text: &[u8]) -> Outcome<i32>
 
 pub(crate) fn update_network(call: &Call, engine: u32, text: &[u8]) -> Outcome<i32> {
     let engine = call.get::<EngineHandle>(engine)?;
-    let network = network(&engine, text)?;
+    let network = network(text)?;
     let vni = network.vni;
     engine.engine.update_network(network).map_err(|error| network_failure("update", vni, &error))?;
     Ok(0)

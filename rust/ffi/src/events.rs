@@ -22,6 +22,10 @@ pub(crate) enum Kind {
     Readable = 2,
     Writable = 3,
     PumpNotice = 4,
+    #[cfg(feature = "afxdp")]
+    ForwarderEnded = 5,
+    #[cfg(feature = "afxdp")]
+    ForwarderNotice = 6,
     SessionUp = 10,
     SessionLost = 11,
     DialFailed = 12,

@@ -28,22 +28,22 @@ pub(crate) trait Resource: Send + Sync + Sized + 'static {
 }
 
 macro_rules! objects {
-    ($($variant:ident($kind:ty) $name:literal $(, $shut_down:path)?;)+) => {
+    ($($(#[$when:meta])* $variant:ident($kind:ty) $name:literal $(, $shut_down:path)?;)+) => {
         pub(crate) enum Object {
-            $($variant(Arc<$kind>),)+
+            $($(#[$when])* $variant(Arc<$kind>),)+
         }
 
         impl Object {
             fn kind(&self) -> &'static str {
-                match self { $(Object::$variant(_) => $name,)+ }
+                match self { $($(#[$when])* Object::$variant(_) => $name,)+ }
             }
 
             fn shut_down(&self) {
-                match self { $(Object::$variant(object) => object.shut_down(),)+ }
+                match self { $($(#[$when])* Object::$variant(object) => object.shut_down(),)+ }
             }
         }
 
-        $(impl Resource for $kind {
+        $($(#[$when])* impl Resource for $kind {
             const KIND: &'static str = $name;
 
             fn into_object(self: Arc<Self>) -> Object {
@@ -70,6 +70,8 @@ objects! {
     Tun(crate::io::TunHandle) "TUN device", crate::io::TunHandle::close;
     Udp(crate::io::UdpHandle) "UDP underlay", crate::io::UdpHandle::close;
     Pump(crate::io::PumpHandle) "pump", crate::io::PumpHandle::stop;
+    #[cfg(feature = "afxdp")]
+    Forwarder(crate::afxdp::ForwarderHandle) "forwarder", crate::afxdp::ForwarderHandle::stop;
     Control(crate::control::ControlHandle) "control endpoint", crate::control::ControlHandle::stop;
     Peer(crate::control::PeerHandle) "control peer", crate::control::PeerHandle::withdraw;
 }

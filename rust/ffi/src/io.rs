@@ -29,6 +29,14 @@ pub(crate) struct TunHandle {
 }
 
 impl TunHandle {
+    /// The device, for a forwarder that takes it over.
+    #[cfg(feature = "afxdp")]
+    pub(crate) fn take(&self) -> Outcome<Tun> {
+        let device = lock(&self.device).take().ok_or_else(taken)?;
+        self.watch.end();
+        Ok(device)
+    }
+
     /// Closes the device at once, whoever still waits for it.
     pub(crate) fn close(&self) {
         drop(lock(&self.device).take());
@@ -386,7 +394,7 @@ struct PumpStart {
 
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum LatencyOptions {
+pub(crate) enum LatencyOptions {
     Low,
     #[default]
     Balanced,
@@ -579,15 +587,7 @@ struct InterfaceAnswer {
 
 pub(crate) fn lookup_interface(_: &Call, text: &[u8]) -> Outcome<String> {
     let InterfaceQuestion { name } = json::parse(text)?;
-    let link = icx_io::link::by_name(&name).map_err(|error| {
-        let (code, errno) = match &error {
-            LinkError::NotFound(_) => (Code::NotFound, None),
-            LinkError::BadName(_) => (Code::Invalid, None),
-            LinkError::Lookup { source, .. } => (Code::System, source.errno()),
-            _ => (Code::System, None),
-        };
-        Failure { errno, ..Failure::of(code, format_args!("look at interface '{name}'"), &error) }
-    })?;
+    let link = icx_io::link::by_name(&name).map_err(|error| link_failure(&name, &error))?;
     json::text(&InterfaceAnswer {
         name: link.name,
         index: link.index,
@@ -595,6 +595,16 @@ pub(crate) fn lookup_interface(_: &Call, text: &[u8]) -> Outcome<String> {
         mac: link.mac.map(|mac| mac.to_string()),
         up: link.up,
     })
+}
+
+pub(crate) fn link_failure(name: &str, error: &LinkError) -> Failure {
+    let (code, errno) = match error {
+        LinkError::NotFound(_) => (Code::NotFound, None),
+        LinkError::BadName(_) => (Code::Invalid, None),
+        LinkError::Lookup { source, .. } => (Code::System, source.errno()),
+        _ => (Code::System, None),
+    };
+    Failure { errno, ..Failure::of(code, format_args!("look at interface '{name}'"), error) }
 }
 
 #[derive(Deserialize)]

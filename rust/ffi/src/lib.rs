@@ -15,6 +15,8 @@
 pub mod abi;
 pub mod code;
 
+#[cfg(feature = "afxdp")]
+mod afxdp;
 mod control;
 mod engine;
 mod error;

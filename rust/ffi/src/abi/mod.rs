@@ -2,6 +2,8 @@
 //! With `io::sys` this is the only place with unsafe code.
 #![expect(unsafe_code, reason = "C functions: callers' pointers become checked slices here, nowhere else")]
 
+#[cfg(feature = "afxdp")]
+mod afxdp;
 mod control;
 mod engine;
 mod identity;
@@ -9,6 +11,8 @@ mod io;
 mod library;
 
 pub use crate::engine::IcxPacket;
+#[cfg(feature = "afxdp")]
+pub use afxdp::*;
 pub use control::*;
 pub use engine::*;
 pub use identity::*;
