@@ -45,6 +45,7 @@ export * from "./control/node.ts";
 export * from "./control/node_config.ts";
 export * from "./control/prefix.ts";
 export * from "./control/tunnel.ts";
+export * as afxdp from "./datapath/afxdp.ts";
 export * from "./datapath/backoff.ts";
 export * from "./datapath/clock.ts";
 export * from "./datapath/counters.ts";

@@ -4,7 +4,10 @@
  * @module
  */
 
+import type { ForwarderOwnCounters, ForwarderState } from "../native/forwarder.ts";
 import type { Counters } from "./counters.ts";
+
+export type { ForwarderOwnCounters, ForwarderState, NextHopInfo } from "../native/forwarder.ts";
 
 /** Options of {@linkcode Datapath.run}. */
 export interface DatapathRunOptions {
@@ -57,6 +60,10 @@ export interface DatapathStats {
   readonly networks: ReadonlyMap<number, Counters>;
   /** The two ends. */
   readonly ends: EndCounters;
+  /** What a forwarder over AF_XDP counts besides. */
+  readonly forwarder?: ForwarderOwnCounters;
+  /** How a forwarder's network interface is, and the ways to its peers. */
+  readonly state?: ForwarderState;
 }
 
 /**
@@ -75,7 +82,7 @@ export interface DatapathStats {
  */
 export interface Datapath extends AsyncDisposable {
   /** Which one it is. */
-  readonly kind: "tun";
+  readonly kind: "tun" | "afxdp";
   /** Moves packets until the signal aborts. */
   run(options?: DatapathRunOptions): Promise<void>;
   /** Stops, and gives everything back. */

@@ -118,7 +118,7 @@ export interface NetworkOptions {
   readonly routes: readonly EngineRoute[];
   /** Frames per second that reach the AEAD; 0 for no limit. @default 0 */
   readonly rxRateLimitPps?: number | undefined;
-  /** The next hop's hardware address; raw underlays need it. @default none */
+  /** The next hop's hardware address, for raw underlays; a forwarder finds it out itself. @default none yet */
   readonly peerMac?: string | undefined;
 }
 
@@ -213,10 +213,22 @@ export class Engine implements EngineXfrm, Disposable {
    */
   readonly obstacle: string | undefined;
 
+  /**
+   * Why it cannot move real traffic at all, with what to do; `undefined` when it can.
+   *
+   * @internal
+   */
+  readonly clockObstacle: string | undefined;
+
   private constructor(native: NativeEngine, options: EngineOptions) {
     this.#native = native;
     this.#manualClock = options.dangerManualClock === true;
-    this.obstacle = obstacleOf(options);
+    this.clockObstacle = this.#manualClock
+      ? "its clock is set by hand, and keys would never expire: create it with the system's"
+      : undefined;
+    this.obstacle = options.rawUnderlay === undefined
+      ? this.clockObstacle
+      : "it has a raw underlay: create it without one";
   }
 
   /**
@@ -433,11 +445,4 @@ function requireBatch(value: unknown, argument: Argument): void {
 
 function requireInnerMtu(bytes: number, argument: Argument): void {
   requireInteger(bytes, { ...argument, min: 0, max: 65535 });
-}
-
-function obstacleOf({ rawUnderlay, dangerManualClock = false }: EngineOptions): string | undefined {
-  if (rawUnderlay !== undefined) return "it has a raw underlay: create it without one";
-  return dangerManualClock
-    ? "its clock is set by hand, and keys would never expire: create it with the system's"
-    : undefined;
 }

@@ -70,7 +70,7 @@ export interface NativeNetworkOptions {
   readonly vni: number;
   /** `ip:port`. */
   readonly peer: string;
-  /** The next hop's hardware address; raw underlays need it. @default none */
+  /** The next hop's hardware address, for raw underlays. @default none yet */
   readonly peerMac?: string | undefined;
   /** What may pass. */
   readonly routes: readonly RouteOptions[];

@@ -14,6 +14,8 @@ export const EVENT_KIND = {
   readable: 2,
   writable: 3,
   pumpNotice: 4,
+  forwarderEnded: 5,
+  forwarderNotice: 6,
   sessionUp: 10,
   sessionLost: 11,
   dialFailed: 12,

@@ -11,15 +11,26 @@ import { EventLoop } from "./events.ts";
 import { check, decodeText } from "./marshal.ts";
 import { ABI_VERSION, SYMBOLS, type Symbols } from "./symbols.ts";
 
-/** Where `deno task build` puts the library. */
-const DEFAULT_PATH = new URL("./lib/libicx.so", import.meta.url);
+/** Where `deno task build` puts the artifacts of the library. */
+const ARTIFACTS: Readonly<Record<Artifact, URL>> = {
+  core: new URL("./lib/libicx.so", import.meta.url),
+  afxdp: new URL("./lib/libicx-afxdp.so", import.meta.url),
+};
 
 /** The error number of Linux for too many open files. */
 const EMFILE = 24;
 
+/**
+ * One of the library's artifacts: `core` needs nothing but the C library; `afxdp` has all that the core has, the forwarder over AF_XDP
+ * besides, and needs libelf and zlib.
+ */
+export type Artifact = "core" | "afxdp";
+
 /** What can be chosen when a library is opened. */
 export interface LibraryOptions {
-  /** The library's file. @default `native/lib/libicx.so` of this checkout */
+  /** Which artifact of this checkout. A process opens one of them. @default "core" */
+  readonly artifact?: Artifact | undefined;
+  /** The library's file, in place of an artifact of this checkout. @default that of the artifact */
   readonly path?: string | URL | undefined;
 }
 
@@ -73,7 +84,13 @@ export class Library implements AsyncDisposable {
    */
   static open(options: LibraryOptions = {}): Library {
     requireObject(options, { operation: "open the icx library", name: "options" });
-    const path = toPath(options.path ?? DEFAULT_PATH);
+    const { artifact = "core" } = options;
+    requireType(Object.hasOwn(ARTIFACTS, artifact), artifact, {
+      operation: "open the icx library",
+      name: "artifact",
+      allowed: '"core" or "afxdp"',
+    });
+    const path = toPath(options.path ?? ARTIFACTS[artifact]);
     let mapping = mappings.get(path);
     if (mapping === undefined || mapping.idle !== undefined) {
       mapping = new Mapping(path, mapping?.idle);
@@ -111,6 +128,11 @@ export class Library implements AsyncDisposable {
    */
   get events(): EventLoop {
     return this.#mapping.events;
+  }
+
+  /** Which artifact it is. */
+  get artifact(): Artifact {
+    return this.symbols.icx_forwarder_open === null ? "core" : "afxdp";
   }
 
   /** The library's release, such as `0.1.0`. */
@@ -220,6 +242,16 @@ function load(path: string): Deno.DynamicLibrary<typeof SYMBOLS> {
         `Cannot open the icx library ${path} as this process has as many files open as it may (EMFILE): close some, or ` +
           "raise the limit (ulimit -n)",
         { code: "ESYS", operation: "dlopen", errno: EMFILE, cause },
+      );
+    }
+    const missing = /lib(elf|z)\.so/.exec(reason)?.[1];
+    if (missing !== undefined) {
+      const debianPackage = missing === "elf" ? "libelf1" : "zlib1g";
+      throw fail(
+        "EBADLIBRARY",
+        `Cannot open ${path} as lib${missing} is missing: install it (Debian: apt-get install ${debianPackage}), or do ` +
+          `without AF_XDP (--datapath tun) (${reason})`,
+        cause,
       );
     }
     throw fail(

@@ -9,7 +9,7 @@
 /** The C interface that this table describes; `icx_abi_version` of the library must give the same number. */
 export const ABI_VERSION = 1;
 
-/** Every exported function. */
+/** Every exported function; those that are `optional` are missing in the core artifact. */
 export const SYMBOLS = {
   icx_abi_version: { parameters: [], result: "u32" },
   icx_version: {
@@ -268,6 +268,50 @@ export const SYMBOLS = {
   icx_pump_counter_names: {
     parameters: ["buffer", /* out */ "u32" /* out_cap, bytes */],
     result: "i32", // length
+  },
+  // Only the artifact for AF_XDP has these.
+  icx_forwarder_open: {
+    parameters: ["buffer", /* json */ "u32", /* json_len, bytes */ "buffer", /* err */ "u32" /* err_cap, bytes */],
+    result: "i32", // handle
+    optional: true,
+  },
+  icx_forwarder_info: {
+    parameters: ["u32", /* forwarder */ "buffer", /* out */ "u32" /* out_cap, bytes */],
+    result: "i32", // length
+    optional: true,
+  },
+  icx_forwarder_start: {
+    parameters: ["u32", /* forwarder */ "buffer", /* err */ "u32" /* err_cap, bytes */],
+    result: "i32",
+    optional: true,
+  },
+  icx_forwarder_stop: { parameters: ["u32" /* forwarder */], result: "i32", nonblocking: true, optional: true },
+  icx_forwarder_state: {
+    parameters: ["u32", /* forwarder */ "buffer", /* out */ "u32" /* out_cap, bytes */],
+    result: "i32", // length
+    optional: true,
+  },
+  icx_forwarder_counters: {
+    parameters: ["u32", /* forwarder */ "buffer", /* out, u64 */ "u32" /* count */],
+    result: "i32", // how many
+    optional: true,
+  },
+  icx_forwarder_counter_names: {
+    parameters: ["buffer", /* out */ "u32" /* out_cap, bytes */],
+    result: "i32", // length
+    optional: true,
+  },
+  icx_afxdp_support: {
+    parameters: [
+      "buffer", /* json */
+      "u32", /* json_len, bytes */
+      "buffer", /* out */
+      "u32", /* out_cap, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
+    ],
+    result: "i32", // length
+    optional: true,
   },
   icx_route_lookup: {
     parameters: [

@@ -15,7 +15,14 @@ const TYPES: Readonly<Record<string, string>> = {
 };
 
 /** Calls that may wait: all others must not cost a thread. */
-const NONBLOCKING = ["icx_close_wait", "icx_events_wait", "icx_pump_stop", "icx_resolve", "icx_route_lookup"];
+const NONBLOCKING = [
+  "icx_close_wait",
+  "icx_events_wait",
+  "icx_forwarder_stop",
+  "icx_pump_stop",
+  "icx_resolve",
+  "icx_route_lookup",
+];
 
 interface Signature {
   readonly parameters: readonly string[];
@@ -65,39 +72,82 @@ Deno.test("SYMBOLS lets only calls that may wait leave the thread", () => {
   assert.deepEqual(nonblocking.sort(), NONBLOCKING);
 });
 
-Deno.test("the library exports nothing else", async () => {
-  const exported = await elfExports(new URL("./lib/libicx.so", import.meta.url));
-  assert.deepEqual(exported.sort(), Object.keys(SYMBOLS).sort());
+for (const [file, isCore] of [["libicx.so", true], ["libicx-afxdp.so", false]] as const) {
+  Deno.test(`${file} exports nothing else`, async () => {
+    const exported = await elfExports(new URL(`./lib/${file}`, import.meta.url));
+    const expected = Object.entries(SYMBOLS).filter(([, symbol]) => !(isCore && "optional" in symbol));
+    assert.deepEqual(exported.sort(), expected.map(([name]) => name).sort());
+  });
+}
+
+Deno.test("libicx.so needs no library beyond that of C, and libicx-afxdp.so those of Debian's libelf1 and zlib1g", async () => {
+  const needed = async (file: string) =>
+    (await elfNeeded(new URL(`./lib/${file}`, import.meta.url))).filter((name) =>
+      !/^(libc|libgcc_s|ld-linux)/.test(name)
+    );
+  assert.deepEqual(await needed("libicx.so"), []);
+  assert.deepEqual((await needed("libicx-afxdp.so")).sort(), ["libelf.so.1", "libz.so.1"]);
 });
 
-/** Names of the functions and variables that a 64-bit little-endian ELF file offers to others. */
-async function elfExports(file: URL): Promise<string[]> {
-  const bytes = await fs.readFile(file);
-  const number = (at: number) => Number(bytes.readBigUInt64LE(at));
-  const sections = number(0x28);
-  const section = (index: number) => {
-    const at = sections + index * bytes.readUInt16LE(0x3a);
-    return {
-      type: bytes.readUInt32LE(at + 4),
-      offset: number(at + 24),
-      size: number(at + 32),
-      link: bytes.readUInt32LE(at + 40),
-    };
-  };
-  const DYNAMIC_SYMBOLS = 11;
-  const names: string[] = [];
-  for (let index = 0; index < bytes.readUInt16LE(0x3c); index++) {
-    const { type, offset, size, link } = section(index);
-    if (type !== DYNAMIC_SYMBOLS) continue;
-    const strings = section(link).offset;
-    for (let at = offset; at < offset + size; at += 24) {
-      const definedIn = bytes.readUInt16LE(at + 6);
-      if (definedIn === 0) continue;
-      const start = strings + bytes.readUInt32LE(at);
-      names.push(bytes.toString("latin1", start, bytes.indexOf(0, start)));
+/** The entries of the sections of one type in a 64-bit little-endian ELF file. */
+class Elf {
+  readonly #bytes: Awaited<ReturnType<typeof readBytes>>;
+
+  private constructor(bytes: Awaited<ReturnType<typeof readBytes>>) {
+    this.#bytes = bytes;
+  }
+
+  static async read(file: URL): Promise<Elf> {
+    return new Elf(await readBytes(file));
+  }
+
+  /** Each entry of a section with where it starts and where the strings are that it speaks of. */
+  *entries(type: number, entryBytes: number): Generator<{ readonly at: number; readonly strings: number }> {
+    const sections = this.number(0x28);
+    const field = (index: number, offset: number) => sections + index * this.#bytes.readUInt16LE(0x3a) + offset;
+    for (let index = 0; index < this.#bytes.readUInt16LE(0x3c); index++) {
+      if (this.#bytes.readUInt32LE(field(index, 4)) !== type) continue;
+      const strings = this.number(field(this.#bytes.readUInt32LE(field(index, 40)), 24));
+      const start = this.number(field(index, 24));
+      for (let at = start; at < start + this.number(field(index, 32)); at += entryBytes) yield { at, strings };
     }
   }
-  return names;
+
+  number(at: number): number {
+    return Number(this.#bytes.readBigUInt64LE(at));
+  }
+
+  half(at: number): number {
+    return this.#bytes.readUInt16LE(at);
+  }
+
+  word(at: number): number {
+    return this.#bytes.readUInt32LE(at);
+  }
+
+  text(at: number): string {
+    return this.#bytes.toString("latin1", at, this.#bytes.indexOf(0, at));
+  }
+}
+
+function readBytes(file: URL) {
+  return fs.readFile(file);
+}
+
+/** Names of the functions and variables that a library offers to others. */
+async function elfExports(file: URL): Promise<string[]> {
+  const DYNAMIC_SYMBOLS = 11;
+  const elf = await Elf.read(file);
+  const defined = [...elf.entries(DYNAMIC_SYMBOLS, 24)].filter(({ at }) => elf.half(at + 6) !== 0);
+  return defined.map(({ at, strings }) => elf.text(strings + elf.word(at)));
+}
+
+/** Names of the libraries that a library needs. */
+async function elfNeeded(file: URL): Promise<string[]> {
+  const [DYNAMIC, NEEDED] = [6, 1];
+  const elf = await Elf.read(file);
+  const needed = [...elf.entries(DYNAMIC, 16)].filter(({ at }) => elf.number(at) === NEEDED);
+  return needed.map(({ at, strings }) => elf.text(strings + elf.number(at + 8)));
 }
 
 Deno.test("the types of the symbols refuse wrong calls", () => {
