@@ -12,6 +12,8 @@ interface Stamp {
   readonly sources?: string;
   /** Size and modification time of the library as it was placed. */
   readonly library?: string;
+  /** The same of the artifact for AF_XDP; empty when it is older than the sources. */
+  readonly afxdp?: string;
   /** Digest of everything the test kit is built from. */
   readonly testKit?: string;
   /** Version and size of the Deno binary as it was placed. */

@@ -7,22 +7,41 @@ import { type Console, run, SetupError } from "./setup_console.ts";
 import { isOlder } from "./setup_platform.ts";
 
 const LIBRARY = "libicx.so";
+const AFXDP_LIBRARY = "libicx-afxdp.so";
 const TEST_KIT = ["icx-relay", "icx-adversary"] as const;
 const BUILD_ENV = { AWS_LC_SYS_USE_SYSTEM: "0" };
 
-/** Builds the library unless the one in place was built from these very sources. */
+/**
+ * Builds the artifacts of the library unless those in place were built from these very sources: the core, and the one with AF_XDP
+ * besides, where there is a clang for that.
+ */
 export async function buildLibrary(checkout: Checkout, out: Console): Promise<void> {
-  const target = path.join(checkout.lib, LIBRARY);
-  const stamp = await checkout.stamp();
   const sources = await digest(checkout.root, ["rust"], isBuildInput);
-  if (stamp.sources === sources && stamp.library !== undefined && stamp.library === await identify(target)) return;
-
-  await checkCargo(checkout);
-  const title = "build the Rust library (minutes the first time, seconds later)";
-  const artifacts = await out.step(title, () => compile(checkout, "icx-ffi"), { ticks: false });
-  await place(artifacts, LIBRARY, target);
-  const library = await identify(target);
-  await checkout.updateStamp({ sources, ...(library === undefined ? {} : { library }) });
+  const stamp = await checkout.stamp();
+  const isPlaced = async (name: string, placed: string | undefined) =>
+    stamp.sources === sources && placed !== undefined && placed === await identify(path.join(checkout.lib, name));
+  if (!await isPlaced(LIBRARY, stamp.library)) {
+    await checkCargo(checkout);
+    const title = "build the Rust library (minutes the first time, seconds later)";
+    const artifacts = await out.step(title, () => compile(checkout, "icx-ffi"), { ticks: false });
+    await place(artifacts, LIBRARY, path.join(checkout.lib, LIBRARY));
+    const library = await identify(path.join(checkout.lib, LIBRARY));
+    await checkout.updateStamp({ sources, ...(library === undefined ? {} : { library }), afxdp: "" });
+  }
+  if (await isPlaced(AFXDP_LIBRARY, (await checkout.stamp()).afxdp)) return;
+  // What cargo would only say in the middle of a build script.
+  if (!(await run("clang", ["--version"])).ok) {
+    out.line("there is no clang, so the library for the AF_XDP datapath is left out");
+    return;
+  }
+  const artifacts = await out.step(
+    "build the library for AF_XDP",
+    () => compile(checkout, "icx-ffi", ["--features", "afxdp"]),
+    { ticks: false },
+  );
+  await place(artifacts, LIBRARY, path.join(checkout.lib, AFXDP_LIBRARY));
+  const afxdp = await identify(path.join(checkout.lib, AFXDP_LIBRARY));
+  await checkout.updateStamp(afxdp === undefined ? {} : { afxdp });
 }
 
 /** Builds the programs that the privileged tests put between and beside nodes, unless they are built from these sources. */
@@ -83,8 +102,8 @@ async function checkCargo(checkout: Checkout): Promise<void> {
 }
 
 /** Runs cargo and returns the paths of what it made of the package and of what that is made of. */
-async function compile(checkout: Checkout, name: string): Promise<string[]> {
-  const args = ["build", "--release", "--locked", "-p", name, "--message-format=json-render-diagnostics"];
+async function compile(checkout: Checkout, name: string, more: readonly string[] = []): Promise<string[]> {
+  const args = ["build", "--release", "--locked", "-p", name, ...more, "--message-format=json-render-diagnostics"];
   const result = await run("cargo", args, { cwd: checkout.path("rust"), env: BUILD_ENV, liveStderr: true });
   if (!result.ok) {
     throw new SetupError(

@@ -15,6 +15,18 @@ const BUILD: readonly Package[] = [
   { name: "ca-certificates", why: "cargo fetches crates over TLS" },
 ];
 
+/** Without these the core library is built alone. */
+const AFXDP: readonly Package[] = [
+  { name: "clang", why: "compiles the XDP programs" },
+  { name: "libclang-dev", why: "reads the C headers of the AF_XDP library" },
+  { name: "libbpf-dev", why: "headers for the XDP programs" },
+  { name: "libelf-dev", why: "the AF_XDP library reads object files" },
+  { name: "zlib1g-dev", why: "the same, where they are compressed" },
+  { name: "m4", why: "the AF_XDP library makes a source with it" },
+  { name: "make", why: "builds the AF_XDP library" },
+  { name: "pkg-config", why: "finds libraries for the same" },
+];
+
 const DEMO: readonly Package[] = [
   { name: "iproute2", why: "the demo makes network namespaces" },
   { name: "iputils-ping", why: "the demo pings through the tunnel" },
@@ -37,7 +49,8 @@ export interface PackageOptions {
 
 /** Installs what is missing when root on Debian; otherwise says what to install by hand. */
 export async function checkPackages(options: PackageOptions, out: Console): Promise<void> {
-  const wanted = [...BUILD, ...DEMO, ...(options.tests ? TESTS : [])];
+  const needed = [...BUILD, ...DEMO, ...(options.tests ? TESTS : [])];
+  const wanted = [...needed, ...AFXDP];
   if (!await isDebian()) {
     out.line(
       `this is not Debian, so packages are not checked; it takes the equivalents of ${
@@ -54,6 +67,10 @@ export async function checkPackages(options: PackageOptions, out: Console): Prom
   const names = missing.map(({ name }) => name);
   const byHand = `apt-get update && apt-get install -y --no-install-recommends ${names.join(" ")}`;
   if (process.getuid?.() !== 0) {
+    if (!missing.some((lacking) => needed.includes(lacking))) {
+      out.line(`without them there is no AF_XDP datapath; to have it: sudo sh -c '${byHand}', and run this again`);
+      return;
+    }
     throw new SetupError("installing packages needs root, and this is not root", `sudo sh -c '${byHand}'`);
   }
   await apt(["update"], "refresh the package lists", byHand, out);
