@@ -29,8 +29,11 @@ import {
 
 const LOG_LEVELS = ["error", "warning", "info", "debug", "trace"] as const;
 const LOG_FORMATS = ["text", "json"] as const;
-/** Where packets can be moved today; `auto` picks the best of them. */
-const DATAPATHS = ["auto", "tun"] as const;
+/** What can move packets; `auto` picks the fastest of them. */
+const DATAPATHS = ["auto", "tun", "afxdp"] as const;
+const DEVICES = ["veth", "tun"] as const;
+const ATTACH_MODES = ["auto", "native", "generic"] as const;
+const ZERO_COPY = ["auto", "require", "off"] as const;
 const LATENCIES = ["low", "balanced", "idle"] as const;
 /** Networks that `icx bench` makes. */
 const BENCH_NETWORKS = ["veth", "segmented"] as const;
@@ -117,7 +120,8 @@ const up = command(
         ),
         datapath: withDefault(
           option("--datapath", choice(DATAPATHS, { metavar: "KIND" }), {
-            description: message`What moves the packets: tun (a TUN device and UDP sockets), or auto.`,
+            description:
+              message`What moves the packets: tun (a TUN device and UDP sockets), afxdp (past the kernel's stack, on the interface to the peer), or auto, the faster one.`,
           }),
           "auto",
           { message: message`${text("auto")}` },
@@ -130,7 +134,7 @@ const up = command(
         queues: withDefault(
           option("--queues", queues(), {
             description:
-              message`Threads that move packets, each with a queue of the tunnel device. auto: one for two processors, 8 at most.`,
+              message`Threads that move packets, each with a queue of the tunnel device. auto: one for two processors, 8 at most; with afxdp one for each queue of the interface.`,
           }),
           { count: undefined },
           { message: message`${text("auto")}` },
@@ -146,6 +150,36 @@ const up = command(
         offloads: multiple(option("--offload", offloads(), {
           description:
             message`What the kernel cuts and merges: tso, uso, gro (tunnel device), udp-gso, udp-gro (underlay), or all; with commas or repeated, such as tso=off,gro=off. Default: all that it can.`,
+        })),
+      }),
+    ),
+    group(
+      "AF_XDP",
+      object({
+        device: optional(option("--device", choice(DEVICES, { metavar: "KIND" }), {
+          description:
+            message`The inner side of afxdp: veth (a pair in shared memory), or tun (uncut packets). Default: veth, or tun where auto picked afxdp.`,
+        })),
+        xdpAttach: optional(option("--xdp-attach", choice(ATTACH_MODES, { metavar: "WHERE" }), {
+          description:
+            message`Where XDP programs run: native (in the driver), generic (behind it), or auto. Default: auto.`,
+        })),
+        zeroCopy: optional(option("--zero-copy", choice(ZERO_COPY, { metavar: "HOW" }), {
+          description:
+            message`Let the driver read and write frames itself: auto, require, off. Not with --device veth. Default: auto.`,
+        })),
+        cpuPin: option("--cpu-pin", {
+          description: message`Give each thread a processor of its own, of those that icx may use.`,
+        }),
+        busyPoll: optional(option("--busy-poll", whole("MICROSECONDS", 1, 1_000_000), {
+          description: message`Let threads drive the interface's queues instead of interrupts, this long in each call.`,
+        })),
+        busyPollBudget: optional(option("--busy-poll-budget", whole("PACKETS", 1, 65535), {
+          description: message`Packets that one such call handles at most. Default: 64.`,
+        })),
+        pcapFile: optional(option("--pcap-file", nonEmpty("FILE", "a file name"), {
+          description:
+            message`Write frames of both sides to this file in pcapng, as many as it can keep up with. It shows what is inside.`,
         })),
       }),
     ),
@@ -185,7 +219,7 @@ const up = command(
           description: message`Send each packet with the DSCP of the inner one, which everybody on the way can read.`,
         }),
         outerUdpChecksum: option("--outer-udp-checksum", {
-          description: message`For raw underlays; UDP sockets always compute it.`,
+          description: message`With afxdp: compute it over IPv4 too. UDP sockets always do.`,
         }),
       }),
     ),
@@ -373,6 +407,13 @@ export interface UpArguments {
   readonly tunMtu: { readonly bytes: number | undefined };
   readonly clampMss: boolean;
   readonly datapath: typeof DATAPATHS[number];
+  readonly device: typeof DEVICES[number] | undefined;
+  readonly xdpAttach: typeof ATTACH_MODES[number] | undefined;
+  readonly zeroCopy: typeof ZERO_COPY[number] | undefined;
+  readonly cpuPin: boolean;
+  readonly busyPoll: number | undefined;
+  readonly busyPollBudget: number | undefined;
+  readonly pcapFile: string | undefined;
   readonly queues: { readonly count: number | undefined };
   readonly latency: typeof LATENCIES[number];
   readonly offloads: readonly Offloads[];

@@ -7,6 +7,7 @@ import { type NodeConfig, nodeConfigWarnings } from "../control/node_config.ts";
 import { DatapathError } from "../datapath/errors.ts";
 import type { PathMtuReason } from "../datapath/tun.ts";
 import { ShutdownSignals } from "../datapath/shutdown_signals.ts";
+import { NativeError } from "../native/errors.ts";
 import { Library } from "../native/library.ts";
 import { EXIT, type ExitCode } from "./exit.ts";
 import { type Log, openLog } from "./log.ts";
@@ -14,7 +15,7 @@ import type { UpArguments } from "./options.ts";
 import { exitBySignal, stopSignals } from "./signals.ts";
 import { err, painter } from "./terminal.ts";
 import { inTermsOfOptions, nodeConfigOf, OFFLOAD_FIELD } from "./up_config.ts";
-import { TunnelNarrator } from "./up_events.ts";
+import { forwarderLine, TunnelNarrator } from "./up_events.ts";
 import { formatDuration, formatEndpoint, OFFLOADS } from "./values.ts";
 import { VERSION } from "./version.ts";
 
@@ -26,7 +27,7 @@ export async function up(args: UpArguments): Promise<ExitCode> {
     format: logFormat(args),
   });
   // Keys may come from pipes that never end. Until they are here, a signal ends the process by itself.
-  await using library = Library.open();
+  await using library = openLibrary(args);
   using identity = Identity.load(given.identityKeyFile, { library });
   const peers = given.peers.map((peer) => ({
     ...peer,
@@ -57,6 +58,18 @@ export async function up(args: UpArguments): Promise<ExitCode> {
     log("info", "stopped before the tunnel was opened", { event: "stopped", signal: signals.received });
   }
   return EXIT.ok;
+}
+
+/** The artifact that the datapath takes; where that is to be picked, the one with more, if this host has it. */
+function openLibrary({ datapath }: UpArguments): Library {
+  if (datapath === "tun") return Library.open();
+  try {
+    return Library.open({ artifact: "afxdp" });
+  } catch (error) {
+    const isAbsent = error instanceof NativeError && (error.code === "ENOLIBRARY" || error.code === "EBADLIBRARY");
+    if (datapath === "afxdp" || !isAbsent) throw error;
+    return Library.open();
+  }
 }
 
 /** Why a run failed. */
@@ -158,6 +171,11 @@ function reporter(args: UpArguments, log: Log): (event: NodeEvent) => void {
         else log("warning", `${device} keeps its MTU, although ${mtuBytes} would fit the path: ${error}`, fields);
         return;
       }
+      case "forwarder": {
+        const line = forwarderLine(event.notice);
+        log(line.level, line.text, line.fields);
+        return;
+      }
       case "forwarding":
         log("debug", "packets move", { event: "forwarding" });
         return;
@@ -180,7 +198,6 @@ function announce(args: UpArguments, node: { readonly config: NodeConfig; readon
   const peerConfig = config.peers[0];
   if (peer === undefined || peerConfig === undefined) return;
   const calls = peer.role === "initiator" ? "this side calls" : "the peer calls";
-  const why = args.datapath === "auto" ? "picked as the one for UDP sockets" : "as asked for";
   const { queues } = info.device;
   const addresses = config.device.addresses.length === 0 ? "no address" : config.device.addresses.join(", ");
   const routes = peerConfig.allowedRoutes.map(({ src, dst }) => src === dst ? src : `${src} = ${dst}`);
@@ -200,9 +217,12 @@ function announce(args: UpArguments, node: { readonly config: NodeConfig; readon
     ],
     [
       "datapath",
-      `${info.datapath}: TUN device and UDP sockets, ${why}; ${queues === 1 ? "1 queue" : `${queues} queues`}, ` +
+      `${info.datapath}: ${movers(info)}, ${info.why}; ${queues === 1 ? "1 queue" : `${queues} queues`}, ` +
       `latency ${config.latency}`,
     ],
+    ...(info.forwarder === undefined || info.forwarder.settings.length === 0
+      ? []
+      : [["until the end", `${info.forwarder.interface} has ${info.forwarder.settings.join(", ")}`]]),
     ["device", `${info.device.name}, MTU ${info.device.mtuBytes}, ${addresses}`],
     ["offload", offloads === "" ? "none" : offloads],
     ["may pass", routes.join("; ")],
@@ -226,6 +246,8 @@ function announce(args: UpArguments, node: { readonly config: NodeConfig; readon
     peerControlPort: peerConfig.controlPort,
     vni: peer.vni,
     datapath: info.datapath,
+    why: info.why,
+    ...(info.forwarder === undefined ? {} : { forwarder: info.forwarder }),
     device: info.device.name,
     mtu: info.device.mtuBytes,
     queues,
@@ -235,6 +257,14 @@ function announce(args: UpArguments, node: { readonly config: NodeConfig; readon
     allowedRoutes: peerConfig.allowedRoutes.map(({ src, dst }) => `${src}=${dst}`),
   });
   for (const warning of nodeConfigWarnings(config)) log("warning", warning, { event: "warning" });
+}
+
+/** What moves the packets, for the summary. */
+function movers({ forwarder }: NodeInfo): string {
+  if (forwarder === undefined) return "TUN device and UDP sockets";
+  const { attached, zeroCopy, device } = forwarder;
+  const inner = device.kind === "veth" ? "veth pair" : "TUN device";
+  return `${inner} and AF_XDP, XDP ${attached}, ${zeroCopy ? "zero-copy" : "copying"}`;
 }
 
 /** What the outer headers take over, for the summary. */
@@ -258,6 +288,8 @@ function figures(stats: NodeStats, vni: number): Readonly<Record<string, unknown
   return {
     counters: countersOf(stats, vni),
     ends: { ...stats.datapath.ends },
+    ...(stats.datapath.forwarder === undefined ? {} : { forwarder: { ...stats.datapath.forwarder } }),
+    ...(stats.datapath.state === undefined ? {} : { state: stats.datapath.state }),
     ...(peer === undefined ? {} : { pathMtu: peer.pathMtuBytes, innerMtu: peer.innerMtuBytes }),
   };
 }

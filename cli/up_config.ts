@@ -17,6 +17,13 @@ const OPTION_OF: Readonly<Record<string, string>> = {
   "device.addresses": "--address",
   "device.mtuBytes": "--tun-mtu",
   "queues": "--queues",
+  "datapath": "--datapath",
+  "afxdp.device": "--device",
+  "afxdp.attach": "--xdp-attach",
+  "afxdp.zeroCopy": "--zero-copy",
+  "afxdp.busyPoll": "--busy-poll",
+  "afxdp.pcapFile": "--pcap-file",
+  "outerUdpChecksum": "--outer-udp-checksum",
   "clampMss": "--clamp-mss",
   "rekeyIntervalMs": "--rekey-interval",
   "peers[0].host": "PEER-HOST:PORT",
@@ -62,18 +69,36 @@ function offloadOf(switched: readonly Offloads[]): Readonly<Record<string, boole
   );
 }
 
+/** Options that only one datapath takes, with how one says that they were given. */
+function requireDatapath(args: UpArguments): void {
+  const given = [
+    ["--device", args.device !== undefined],
+    ["--xdp-attach", args.xdpAttach !== undefined],
+    ["--zero-copy", args.zeroCopy !== undefined],
+    ["--cpu-pin", args.cpuPin],
+    ["--busy-poll", args.busyPoll !== undefined],
+    ["--busy-poll-budget", args.busyPollBudget !== undefined],
+    ["--pcap-file", args.pcapFile !== undefined],
+    ["--outer-udp-checksum", args.outerUdpChecksum],
+  ] as const;
+  const [name] = given.find(([, isGiven]) => isGiven) ?? [];
+  if (name !== undefined && args.datapath !== "afxdp") {
+    throw new UsageError(
+      `${name} is for the afxdp datapath, and this is --datapath ${args.datapath}: leave it out, or add --datapath afxdp`,
+    );
+  }
+  if (args.busyPollBudget !== undefined && args.busyPoll === undefined) {
+    throw new UsageError("--busy-poll-budget goes with --busy-poll, which is not there: add it, or leave both out");
+  }
+}
+
 /**
  * Checks the arguments as one and completes them.
  *
  * @throws {UsageError} When they do not fit together, or one of them is not acceptable after all.
  */
 export function nodeConfigOf(args: UpArguments): NodeConfig {
-  if (args.outerUdpChecksum) {
-    throw new UsageError(
-      "--outer-udp-checksum is for raw underlays, and the tun datapath sends through UDP sockets, where the kernel " +
-        "always computes it: leave the option out",
-    );
-  }
+  requireDatapath(args);
   if (args.identityKey === "-" && process.stdin.isTTY === true) {
     throw new UsageError(
       "--identity-key - reads standard input, which is a terminal: name the file, or send the key in a pipe",
@@ -97,6 +122,21 @@ export function nodeConfigOf(args: UpArguments): NodeConfig {
       copyEcn: args.copyEcn,
       copyDscp: args.copyDscp,
       ...(args.queues.count === undefined ? {} : { queues: args.queues.count }),
+      datapath: args.datapath,
+      outerUdpChecksum: args.outerUdpChecksum,
+      afxdp: {
+        ...(args.device === undefined ? {} : { device: args.device }),
+        ...(args.xdpAttach === undefined ? {} : { attach: args.xdpAttach }),
+        ...(args.zeroCopy === undefined ? {} : { zeroCopy: args.zeroCopy }),
+        cpuPin: args.cpuPin,
+        ...(args.busyPoll === undefined ? {} : {
+          busyPoll: {
+            microseconds: args.busyPoll,
+            ...(args.busyPollBudget === undefined ? {} : { budget: args.busyPollBudget }),
+          },
+        }),
+        ...(args.pcapFile === undefined ? {} : { pcapFile: args.pcapFile }),
+      },
       latency: args.latency,
       clampMss: args.clampMss,
       offload: offloadOf(args.offloads),

@@ -1,6 +1,7 @@
 /** What a tunnel's events are to the person who runs it. */
 
 import type { TunnelEvent } from "../control/lifecycle.ts";
+import type { ForwarderNotice } from "../datapath/afxdp.ts";
 import type { LogFields, LogLevel } from "./log.ts";
 
 /** A line for the log. */
@@ -101,4 +102,34 @@ export class TunnelNarrator {
 
 function line(level: LogLevel, text: string, fields: LogFields): Line {
   return { level, text, fields };
+}
+
+/** What happened to the interface, for people. */
+const LINK_TEXT: Readonly<Record<string, string>> = {
+  up: "is there and up: packets move",
+  down: "is down: packets move again once it is up",
+  removed: "is gone: packets move again once there is one of that name",
+  stopped: "is given back",
+};
+
+/** The line for what a forwarder tells. */
+export function forwarderLine(notice: ForwarderNotice): Line {
+  switch (notice.notice) {
+    case "link": {
+      const { link, interface: name } = notice;
+      const fields = { event: "link", link, interface: name };
+      return line(link === "up" ? "info" : "warning", `${name} ${LINK_TEXT[link]}`, fields);
+    }
+    case "next-hop": {
+      const { peer, mac, reason } = notice;
+      const fields = { event: "next-hop", peer, mac, reason };
+      return mac === null
+        ? line("warning", `frames to ${peer} are dropped: ${reason}`, fields)
+        : line("debug", `frames to ${peer} go to ${mac}`, fields);
+    }
+    case "oversize":
+      return line("warning", notice.hint, { event: "oversize" });
+    case "capture-failed":
+      return line("warning", `the capture has ended: ${notice.message}`, { event: "capture-failed" });
+  }
 }

@@ -7,12 +7,12 @@
 import { Backoff } from "../datapath/backoff.ts";
 import { type Clock, delay, systemClock } from "../datapath/clock.ts";
 import type { Datapath, DatapathStats } from "../datapath/datapath.ts";
-import { Engine, type SaStatus } from "../datapath/engine.ts";
+import type { ForwarderInfo, ForwarderNotice } from "../datapath/afxdp.ts";
+import type { Engine, SaStatus } from "../datapath/engine.ts";
 import { DatapathError } from "../datapath/errors.ts";
-import { innerMtu } from "../datapath/mtu.ts";
 import { UdpUnderlay } from "../datapath/udp_underlay.ts";
 import { supervise } from "../datapath/supervise.ts";
-import { type OffloadRefused, type PathMtuChanged, type PathMtuReason, TunDatapath } from "../datapath/tun.ts";
+import type { OffloadRefused, PathMtuChanged, PathMtuReason } from "../datapath/tun.ts";
 import { requireFunction, requireType } from "../native/arguments.ts";
 import { bootClock } from "../native/clock.ts";
 import { Library } from "../native/library.ts";
@@ -21,6 +21,7 @@ import { ControlEndpoint, type ControlPeer } from "./endpoint.ts";
 import { Identity, parsePeerKey, type PublicKey, tunnelRole } from "./identity.ts";
 import type { TrafficSample, TunnelEvent, TunnelRole } from "./lifecycle.ts";
 import { type NodeConfig, type NodeOffloadConfig, type NodePeerConfig, parseNodeConfig } from "./node_config.ts";
+import { type NodeDatapath, openDatapath } from "./node_datapath.ts";
 import { Tunnel, type TunnelStatus } from "./tunnel.ts";
 
 /** What happened to a node, for people and programs to see. */
@@ -47,6 +48,8 @@ export type NodeEvent =
   }
   /** The device's MTU follows the paths to the peers; `error` says why it could not. */
   | { readonly type: "device-mtu"; readonly device: string; readonly mtuBytes: number; readonly error?: string }
+  /** A forwarder over AF_XDP has something to tell. */
+  | { readonly type: "forwarder"; readonly notice: ForwarderNotice }
   /** The first tunnel has its keys: packets move. */
   | { readonly type: "forwarding" };
 
@@ -94,8 +97,12 @@ export interface NodeInfo {
     readonly mtuBytes: number;
     readonly queues: number;
   };
+  /** Why it is that one, for people. */
+  readonly why: string;
   /** What the kernel cuts and merges: what was asked for, as far as it can. */
   readonly offload: NodeOffloadConfig;
+  /** The forwarder over AF_XDP, where that moves the packets. */
+  readonly forwarder: ForwarderInfo | undefined;
   /** The own data port. */
   readonly port: number;
   /** The own control port. */
@@ -129,8 +136,6 @@ const SHUTDOWN_TIMEOUT_MS = 5000;
 const LOCATE_REPORT_MS = 10_000;
 /** How soon a name is asked again whether it stands for where a peer's session now is. */
 const FOLLOW_AGAIN_MS = 5000;
-/** The most that a TUN device takes. */
-const MAX_MTU = 65535;
 /** RFC 8200 section 5: every link that carries IPv6 has an MTU of at least this. */
 const IPV6_LEAST_MTU = 1280;
 /** What every TUN device takes. */
@@ -193,11 +198,12 @@ export class Node implements AsyncDisposable {
   readonly #config: NodeConfig;
   readonly #engine: Engine;
   readonly #control: ControlEndpoint;
-  readonly #datapath: TunDatapath;
+  readonly #moving: NodeDatapath;
   readonly #clock: Clock;
   readonly #observer: Observer;
   readonly #peers: PeerState[] = [];
   readonly #closing = new AbortController();
+  readonly #port: number;
   #deviceMtuBytes: number;
   #started = false;
   #running: Promise<void> | undefined;
@@ -209,9 +215,9 @@ export class Node implements AsyncDisposable {
       readonly library: Library;
       readonly identity: Identity;
       readonly config: NodeConfig;
-      readonly engine: Engine;
       readonly control: ControlEndpoint;
-      readonly datapath: TunDatapath;
+      readonly moving: NodeDatapath;
+      readonly port: number;
       readonly clock: Clock;
       readonly observer: Observer;
     },
@@ -220,12 +226,13 @@ export class Node implements AsyncDisposable {
     this.#library = fields.library;
     this.#identity = fields.identity;
     this.#config = fields.config;
-    this.#engine = fields.engine;
+    this.#engine = fields.moving.engine;
     this.#control = fields.control;
-    this.#datapath = fields.datapath;
+    this.#moving = fields.moving;
     this.#clock = fields.clock;
     this.#observer = fields.observer;
-    this.#deviceMtuBytes = fields.datapath.device.mtuBytes;
+    this.#port = fields.port;
+    this.#deviceMtuBytes = fields.moving.device.mtuBytes;
   }
 
   /**
@@ -264,7 +271,7 @@ export class Node implements AsyncDisposable {
     // What this host alone decides comes before the wait for names and routes, and the device, which others see, last.
     if (config.interface !== undefined) interfaceLookup(library, config.interface);
     const queues = config.queues ?? defaultQueues();
-    const { tso, uso, gro, udpGso, udpGro } = config.offload;
+    const { udpGso, udpGro } = config.offload;
     const underlay = parts.use(UdpUnderlay.open({
       library,
       localAddress: config.localAddress,
@@ -277,31 +284,19 @@ export class Node implements AsyncDisposable {
       config.peers.map((peer) => locate(library, { peer, config, clock, signal, onEvent })),
     );
     for (const { address, route } of located) requireInterface(config.interface, { address, route });
-    const pathMtuBytes = Math.min(...located.map(({ route }) => route.mtu));
-    const mtuBytes = config.device.mtuBytes ?? Math.min(MAX_MTU, innerMtu(library, pathMtuBytes));
-    const { name, addresses } = config.device;
-
-    const engine = parts.use(Engine.create({
+    const moving = await openDatapath({
       library,
-      innerMtuBytes: mtuBytes,
-      keepaliveMs: config.keepaliveMs,
-      peerFilter: config.peerFilter,
-      sourcePortHashing: config.sourcePortHashing,
-      copyEcn: config.copyEcn,
-      copyDscp: config.copyDscp,
-    }));
-    const datapath = parts.use(
-      await TunDatapath.open({
-        device: { library, name, addresses, mtuBytes, queues, offload: { tso, uso, gro } },
-        underlay,
-        engine,
-        latency: config.latency,
-        clampMss: config.clampMss,
-        // There are none before packets move.
-        onPathMtu: (changed) => node.#learn(changed),
-        onOffloadRefused: (refused) => observer.tell({ type: "offload-refused", ...refused }),
-      }),
-    );
+      config,
+      underlay,
+      queues,
+      routes: located.map(({ route }) => route),
+      owner: parts,
+      // There are none before packets move.
+      onPathMtu: (changed) => node.#learn(changed),
+      onOffloadRefused: (refused) => observer.tell({ type: "offload-refused", ...refused }),
+      onForwarder: (notice) => observer.tell({ type: "forwarder", notice }),
+    });
+    const { engine } = moving;
     const control = parts.use(ControlEndpoint.open({
       library,
       identity,
@@ -313,9 +308,9 @@ export class Node implements AsyncDisposable {
       library,
       identity,
       config,
-      engine,
       control,
-      datapath,
+      moving,
+      port: underlay.port,
       clock,
       observer,
     });
@@ -333,13 +328,15 @@ export class Node implements AsyncDisposable {
 
   /** What the node is. */
   info(): NodeInfo {
-    const { device, underlay } = this.#datapath;
+    const { datapath, why, device, offload, forwarder } = this.#moving;
     return {
       identity: { publicKey: this.#identity.publicKey, fingerprint: this.#identity.fingerprint },
-      datapath: this.#datapath.kind,
+      datapath: datapath.kind,
+      why,
       device: { name: device.name, index: device.index, mtuBytes: this.#deviceMtuBytes, queues: device.queues },
-      offload: { ...device.offload, udpGso: underlay.offload.segment, udpGro: underlay.offload.merge },
-      port: underlay.port,
+      offload,
+      forwarder,
+      port: this.#port,
       controlPort: this.#control.port,
       peers: this.#peers.map((peer) => ({
         ...peer.key,
@@ -356,7 +353,7 @@ export class Node implements AsyncDisposable {
   /** Counters, tunnels and keys as they stand. */
   stats(): NodeStats {
     return {
-      datapath: this.#datapath.stats(),
+      datapath: this.#moving.datapath.stats(),
       peers: new Map(this.#peers.map((peer) => [
         peer.config.vni,
         { tunnel: peer.tunnel.status(), keys: this.#engine.saStatus(peer.config.vni), ...this.#pathOf(peer) },
@@ -412,7 +409,7 @@ export class Node implements AsyncDisposable {
     }
     if (signal.aborted) return;
     this.#observer.tell({ type: "forwarding" });
-    await this.#datapath.run({ signal });
+    await this.#moving.datapath.run({ signal });
   }
 
   #addPeer(config: NodePeerConfig, facts: { key: PublicKey; role: TunnelRole; place: Located }): void {
@@ -455,7 +452,7 @@ export class Node implements AsyncDisposable {
 
   /** The largest packets on the way to a peer, and inside. */
   #pathOf({ learned, pathMtuBytes }: PeerState): { readonly pathMtuBytes: number; readonly innerMtuBytes: number } {
-    return learned ?? { pathMtuBytes, innerMtuBytes: this.#datapath.device.mtuBytes };
+    return learned ?? { pathMtuBytes, innerMtuBytes: this.#moving.device.mtuBytes };
   }
 
   /** Takes in what the way to a peer carries now. */
@@ -471,13 +468,13 @@ export class Node implements AsyncDisposable {
 
   /** Gives the device the largest MTU with which its packets pass to every peer, and none that is larger than at the start. */
   #followPaths(): void {
-    const { name, mtuBytes: most } = this.#datapath.device;
+    const { name, mtuBytes: most } = this.#moving.device;
     const hasIpv6 = this.#config.device.addresses.some((address) => address.includes(":"));
     const smallest = Math.min(most, ...this.#peers.map((peer) => this.#pathOf(peer).innerMtuBytes));
     const mtuBytes = Math.min(most, Math.max(smallest, hasIpv6 ? IPV6_LEAST_MTU : LEAST_MTU));
     if (mtuBytes === this.#deviceMtuBytes) return;
     try {
-      this.#datapath.setDeviceMtu(mtuBytes);
+      this.#moving.setDeviceMtu(mtuBytes);
       this.#deviceMtuBytes = mtuBytes;
       this.#observer.tell({ type: "device-mtu", device: name, mtuBytes });
     } catch (error) {

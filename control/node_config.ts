@@ -6,6 +6,7 @@
 
 import { isIP } from "node:net";
 import { z } from "zod";
+import type { BusyPoll, XdpAttach, ZeroCopy } from "../datapath/afxdp.ts";
 import type { Latency } from "../datapath/tun.ts";
 import { shown } from "../native/arguments.ts";
 import { addressBytes, parsePrefix } from "./prefix.ts";
@@ -42,6 +43,25 @@ export interface NodeOffloadConfig {
   readonly udpGro: boolean;
 }
 
+/** How AF_XDP is used, where the datapath is that. */
+export interface NodeAfxdpConfig {
+  /**
+   * The inner side: a veth pair in the forwarder's shared memory, or a TUN device that the kernel hands uncut packets to.
+   * @default "veth", or "tun" where AF_XDP was picked for its speed
+   */
+  readonly device: "veth" | "tun" | undefined;
+  /** Where XDP programs run. @default "auto" */
+  readonly attach: XdpAttach;
+  /** Whether the driver reads and writes frames itself. @default "auto" */
+  readonly zeroCopy: ZeroCopy;
+  /** Whether each thread has a processor of its own. @default false */
+  readonly cpuPin: boolean;
+  /** Whether threads drive the interface's queues instead of interrupts; `undefined`: they do not. */
+  readonly busyPoll: BusyPoll | undefined;
+  /** A file for frames of both sides, in pcapng; `undefined` for none. */
+  readonly pcapFile: string | undefined;
+}
+
 /** One peer and its network. */
 export interface NodePeerConfig {
   /** Its name or IP address on the underlay. */
@@ -72,6 +92,10 @@ export interface NodeConfig {
   readonly port: number;
   /** The own control port, another than `port`. @default 6082 */
   readonly controlPort: number;
+  /** What moves packets; `auto` takes what is faster on the interface to the peers. @default "auto" */
+  readonly datapath: "auto" | "tun" | "afxdp";
+  /** How AF_XDP is used. */
+  readonly afxdp: NodeAfxdpConfig;
   /** The tunnel's network device. */
   readonly device: NodeDeviceConfig;
   /** Time between two key exchanges, in milliseconds, 1000 to 43200000. @default 120000 */
@@ -86,7 +110,12 @@ export interface NodeConfig {
   readonly copyEcn: boolean;
   /** Whether the outer header takes the inner DSCP over. @default false */
   readonly copyDscp: boolean;
-  /** Threads that move packets, each with a queue of the device, 1 to 64; `undefined` goes by the number of processors. */
+  /** Whether the outer UDP checksum is computed over IPv4 too; UDP sockets always do. @default false */
+  readonly outerUdpChecksum: boolean;
+  /**
+   * Threads that move packets, each with a queue of the device, 1 to 64; `undefined` goes by the number of processors, or over AF_XDP by
+   * that of the interface's queues.
+   */
   readonly queues: number | undefined;
   /** How much processor time goes into answering sooner. @default "balanced" */
   readonly latency: Latency;
@@ -110,6 +139,8 @@ function integer(min: number, max: number) {
 
 const MOST_CHARACTERS = 120;
 const IPV6_LEAST_MTU = 1280;
+/** What the name of a veth pair's other end leaves. */
+const VETH_NAME_BYTES = 11;
 
 const text = z.string("must be text").min(1, "must not be empty");
 const port = integer(1, 65535);
@@ -210,6 +241,16 @@ const nodeFields = z.strictObject({
   sourcePortHashing: offByDefault(),
   copyEcn: offByDefault(),
   copyDscp: offByDefault(),
+  outerUdpChecksum: offByDefault(),
+  datapath: z.enum(["auto", "tun", "afxdp"], 'must be "auto", "tun" or "afxdp"').default("auto"),
+  afxdp: z.strictObject({
+    device: z.enum(["veth", "tun"], 'must be "veth" or "tun"').optional(),
+    attach: z.enum(["auto", "native", "generic"], 'must be "auto", "native" or "generic"').default("auto"),
+    zeroCopy: z.enum(["auto", "require", "off"], 'must be "auto", "require" or "off"').default("auto"),
+    cpuPin: offByDefault(),
+    busyPoll: z.strictObject({ microseconds: integer(1, 1_000_000), budget: integer(1, 65535).default(64) }).optional(),
+    pcapFile: text.optional(),
+  }).prefault({}),
   queues: integer(1, 64).optional(),
   latency: z.enum(["low", "balanced", "idle"], 'must be "low", "balanced" or "idle"').default("balanced"),
   clampMss: z.boolean("must be true or false").default(() => false),
@@ -228,7 +269,18 @@ const nodeSchema = nodeFields.pipe(z.custom<z.output<typeof nodeFields>>()).supe
   if (config.port === config.controlPort) {
     context.addIssue({ code: "custom", path: ["controlPort"], message: 'must differ from "port"' });
   }
-  const { addresses, mtuBytes } = config.device;
+  const { name, addresses, mtuBytes } = config.device;
+  const isVeth = config.datapath === "afxdp" && (config.afxdp.device ?? "veth") === "veth";
+  if (isVeth && new TextEncoder().encode(name).length > VETH_NAME_BYTES) {
+    const message =
+      `must have ${VETH_NAME_BYTES} bytes at most for a veth pair, whose other end is called "<name>-xdp"`;
+    context.addIssue({ code: "custom", path: ["device", "name"], message });
+  }
+  if (isVeth && config.afxdp.zeroCopy === "require") {
+    const message =
+      'must be "auto" or "off" with a veth pair, which shares its memory with the interface: use device "tun"';
+    context.addIssue({ code: "custom", path: ["afxdp", "zeroCopy"], message });
+  }
   addresses.forEach((address, index) => {
     const same = addresses.findIndex((other) => parsePrefix(other).address === parsePrefix(address).address);
     if (same < index) {
@@ -297,12 +349,13 @@ export function parseNodeConfig(input: unknown): NodeConfig {
         : `Cannot use the configuration:\n${faults.map((fault) => `- ${fault}`).join("\n")}`,
     );
   }
-  const { device, localAddress, interface: underlay, queues, peers, ...rest } = result.data;
+  const { device, localAddress, interface: underlay, queues, peers, afxdp, ...rest } = result.data;
   return {
     ...rest,
     localAddress,
     interface: underlay,
     queues,
+    afxdp: { ...afxdp, device: afxdp.device, busyPoll: afxdp.busyPoll, pcapFile: afxdp.pcapFile },
     device: { ...device, mtuBytes: device.mtuBytes },
     peers: peers.map((peer) => ({ ...peer, controlPort: peer.controlPort ?? rest.controlPort })),
   };
