@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use icx_proto::counters::{RxDrop, TxDrop};
 use icx_proto::engine::{InstallError, NetworkError, RxVerdict, SaPair, TxSwitch, TxVerdict};
-use icx_proto::{Engine, EngineConfig, Instant, Mode, Underlay};
+use icx_proto::{Engine, EngineConfig, Instant, MacAddr, Mode, Underlay};
 use support::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -376,6 +376,26 @@ fn networks_change_whole_or_not_at_all() {
     b.add_network(network(Side::B, 1)).unwrap();
     assert_eq!(open(&b, NOW, &datagram), RxVerdict::Drop(RxDrop::NoKey));
     assert_eq!(b.network_counters(vni(1)).unwrap().get("rx_packets"), Some(0));
+}
+
+#[test]
+fn a_next_hop_is_that_of_every_network_with_the_peer_and_of_no_other() {
+    let (a, _) = pair(Mode::L3, true);
+    let elsewhere = icx_proto::NetworkConfig { peer: "203.0.113.9:6081".parse().unwrap(), ..network(Side::A, 3) };
+    a.add_network(network(Side::A, 2)).unwrap();
+    a.add_network(elsewhere.clone()).unwrap();
+    let frame_goes_to = || seal(&a, NOW, &ipv4(b"x"))[..6].to_vec();
+    assert_eq!(frame_goes_to(), [4; 6]);
+
+    for (peer, mac) in [(ip(Side::B), MacAddr([6; 6])), ("::ffff:198.51.100.7".parse().unwrap(), MacAddr([8; 6]))] {
+        a.set_next_hop(peer, mac);
+        let by = |number| icx_proto::NetworkConfig { peer_mac: mac, ..network(Side::A, number) };
+        assert_eq!(a.networks(), [by(1), by(2), elsewhere.clone()]);
+        // Keys and routes are the ones from before.
+        assert_eq!(frame_goes_to(), mac.0);
+    }
+    a.set_next_hop("192.0.2.99".parse().unwrap(), MacAddr([10; 6]));
+    assert_eq!(frame_goes_to(), [8; 6]);
 }
 
 #[test]
