@@ -6,8 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use icx_io::ends::MAX_PACKET_BYTES;
 use icx_io::{
-    Datagram, DatagramBatches, Family, Latency, LinkError, Pump, PumpCounters, PumpError, PumpNotice, PumpOptions,
-    RouteError, Tun, TunConfig, TunError, TunOffload, Udp, UdpConfig, UdpOffload,
+    Datagram, DatagramBatches, DeviceError, Family, Latency, LinkError, Pump, PumpCounters, PumpError, PumpNotice,
+    PumpOptions, RouteError, Tun, TunConfig, TunError, TunOffload, Udp, UdpConfig, UdpOffload,
 };
 use icx_proto::engine::{PathMtuChange, PathMtuReason};
 use icx_proto::wire::traffic_class::TrafficClass;
@@ -109,7 +109,7 @@ pub(crate) fn open_tun(_: &Call, text: &[u8]) -> Outcome<u32> {
     };
     let device = Tun::open(config).map_err(|error| {
         let failure = Failure::system(what, &error, error.errno());
-        if matches!(error, TunError::NoDriver | TunError::Ipv6Disabled { .. }) {
+        if matches!(error, TunError::NoDriver | TunError::Device(DeviceError::Ipv6Disabled { .. })) {
             Failure { code: Code::Unsupported, ..failure }
         } else {
             failure
@@ -515,7 +515,7 @@ pub(crate) fn stop_pump(call: &Call, pump: u32) -> Outcome<i32> {
 pub(crate) fn set_device_mtu(call: &Call, pump: u32, mtu: u32) -> Outcome<i32> {
     let set = call.get::<PumpHandle>(pump)?.pump.set_device_mtu(mtu);
     set.map_err(|error| match error {
-        TunError::BadMtu { .. } => Failure::of(Code::Invalid, "set the MTU of the device", &error),
+        TunError::Device(DeviceError::BadMtu { .. }) => Failure::of(Code::Invalid, "set the MTU of the device", &error),
         _ => Failure::system("set the MTU of the device", &error, error.errno()),
     })?;
     Ok(0)

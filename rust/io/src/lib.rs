@@ -8,6 +8,7 @@
 pub mod afxdp;
 pub mod clock;
 mod counters;
+mod device;
 pub mod ends;
 mod icmp;
 pub mod link;
@@ -27,6 +28,7 @@ mod workers;
 #[cfg(test)]
 mod test_support;
 
+pub use device::DeviceError;
 pub use ends::{Datagram, DatagramBatches, ReceivedDatagram, SendOutcome};
 pub use link::{Link, LinkError};
 pub use netlink::NetlinkError;

@@ -17,6 +17,8 @@ pub struct Link {
     pub mac: Option<MacAddr>,
     /// Set up by its administrator; says nothing about the carrier.
     pub up: bool,
+    /// It has a peer, as far as its driver knows: something is plugged in and answers. False while it is not set up.
+    pub carrier: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -36,38 +38,64 @@ pub fn by_name(name: &str) -> Result<Link, LinkError> {
         return Err(LinkError::BadName(name.to_owned()));
     }
     let mut netlink = Netlink::open().map_err(|source| LinkError::Lookup { name: name.to_owned(), source })?;
-    let mut request = LinkMessage::default();
-    request.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    match find(&mut netlink, request) {
+    match find(&mut netlink, name) {
         Ok(Some(link)) => Ok(link),
         Ok(None) => Err(LinkError::NotFound(name.to_owned())),
-        Err(source) if source.errno() == Some(libc::ENODEV) => Err(LinkError::NotFound(name.to_owned())),
         Err(source) => Err(LinkError::Lookup { name: name.to_owned(), source }),
     }
+}
+
+/// The interface with a name that is valid.
+pub(crate) fn find(netlink: &mut Netlink, name: &str) -> Result<Option<Link>, NetlinkError> {
+    let mut request = LinkMessage::default();
+    request.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    Ok(get(netlink, request)?.map(parse))
 }
 
 /// The interface with an index.
 pub(crate) fn by_index(netlink: &mut Netlink, index: u32) -> Result<Option<Link>, NetlinkError> {
     let mut request = LinkMessage::default();
     request.header.index = index;
-    find(netlink, request)
+    Ok(get(netlink, request)?.map(parse))
 }
 
-fn find(netlink: &mut Netlink, request: LinkMessage) -> Result<Option<Link>, NetlinkError> {
-    let answers = netlink.request(RouteNetlinkMessage::GetLink(request), 0)?;
+/// All that the kernel tells about the interface that is asked for.
+pub(crate) fn get(netlink: &mut Netlink, request: LinkMessage) -> Result<Option<LinkMessage>, NetlinkError> {
+    let answers = match netlink.request(RouteNetlinkMessage::GetLink(request), 0) {
+        Err(error) if error.errno() == Some(libc::ENODEV) => return Ok(None),
+        answers => answers?,
+    };
     Ok(answers.into_iter().find_map(|answer| match answer {
-        RouteNetlinkMessage::NewLink(message) => Some(parse(message)),
+        RouteNetlinkMessage::NewLink(message) => Some(message),
         _ => None,
     }))
 }
 
-pub(crate) fn parse(message: LinkMessage) -> Link {
+/// Changes attributes of the interface with an index.
+pub(crate) fn set(netlink: &mut Netlink, index: u32, attributes: Vec<LinkAttribute>) -> Result<(), NetlinkError> {
+    let mut request = LinkMessage::default();
+    request.header.index = index;
+    request.attributes = attributes;
+    netlink.request(RouteNetlinkMessage::SetLink(request), 0).map(drop)
+}
+
+/// Sets the interface with an index up.
+pub(crate) fn set_up(netlink: &mut Netlink, index: u32) -> Result<(), NetlinkError> {
+    let mut request = LinkMessage::default();
+    request.header.index = index;
+    request.header.flags = LinkFlags::Up;
+    request.header.change_mask = LinkFlags::Up;
+    netlink.request(RouteNetlinkMessage::SetLink(request), 0).map(drop)
+}
+
+fn parse(message: LinkMessage) -> Link {
     let mut link = Link {
         name: String::new(),
         index: message.header.index,
         mtu: 0,
         mac: None,
         up: message.header.flags.contains(LinkFlags::Up),
+        carrier: message.header.flags.contains(LinkFlags::LowerUp),
     };
     for attribute in message.attributes {
         match attribute {

@@ -41,11 +41,6 @@ fn from_text(from: &Option<IpAddr>) -> String {
 
 /// Asks the kernel for the route to `dst`, from `src` when given. Needs no capability.
 pub fn lookup(dst: IpAddr, src: Option<IpAddr>) -> Result<Route, RouteError> {
-    if let Some(from) = src
-        && from.is_ipv4() != dst.is_ipv4()
-    {
-        return Err(RouteError::FamilyMismatch { to: dst, from });
-    }
     let failed = |source| RouteError::Lookup { to: dst, source };
     let mut netlink = Netlink::open().map_err(failed)?;
 
@@ -65,7 +60,17 @@ pub fn lookup(dst: IpAddr, src: Option<IpAddr>) -> Result<Route, RouteError> {
 
 /// One question: for the way that a packet would go, or with `FibMatch` for the entry of the table that it would go by
 /// (`inet_rtm_getroute` in net/ipv4/route.c).
-fn ask(netlink: &mut Netlink, dst: IpAddr, src: Option<IpAddr>, flags: RouteFlags) -> Result<Answer, RouteError> {
+pub(crate) fn ask(
+    netlink: &mut Netlink,
+    dst: IpAddr,
+    src: Option<IpAddr>,
+    flags: RouteFlags,
+) -> Result<Answer, RouteError> {
+    if let Some(from) = src
+        && from.is_ipv4() != dst.is_ipv4()
+    {
+        return Err(RouteError::FamilyMismatch { to: dst, from });
+    }
     let mut request = RouteMessage::default();
     request.header.address_family = family(dst);
     request.header.destination_prefix_length = host_prefix(dst);
@@ -87,10 +92,10 @@ fn ask(netlink: &mut Netlink, dst: IpAddr, src: Option<IpAddr>, flags: RouteFlag
 }
 
 #[derive(Default)]
-struct Answer {
-    index: Option<u32>,
+pub(crate) struct Answer {
+    pub(crate) index: Option<u32>,
     source: Option<IpAddr>,
-    gateway: Option<IpAddr>,
+    pub(crate) gateway: Option<IpAddr>,
     mtu: Option<u32>,
 }
 
@@ -125,7 +130,7 @@ fn ip(address: RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn family(address: IpAddr) -> AddressFamily {
+pub(crate) fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
@@ -137,15 +142,9 @@ fn host_prefix(address: IpAddr) -> u8 {
 mod tests {
     use std::net::{IpAddr, UdpSocket};
 
-    use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-    use netlink_packet_route::RouteNetlinkMessage;
-    use netlink_packet_route::route::{
-        RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
-    };
-
     use super::{Route, RouteError, RouteFlags, ask, lookup};
     use crate::netlink::Netlink;
-    use crate::test_support::NetNs;
+    use crate::test_support::{NetNs, add_route};
     use crate::told::tests::{Complaint, Liar};
 
     fn ip(text: &str) -> IpAddr {
@@ -165,22 +164,6 @@ mod tests {
         let error = lookup(ip("127.0.0.1"), Some(ip("192.0.2.77"))).unwrap_err();
         assert!(matches!(error, RouteError::NoRoute { .. }), "{error:?}");
         assert!(error.to_string().contains("192.0.2.77"), "{error}");
-    }
-
-    /// Adds a route by `gateway`, with an MTU of its own where `mtu` is given.
-    fn add_route(destination: IpAddr, prefix: u8, gateway: IpAddr, mtu: Option<u32>) {
-        let mut message = RouteMessage::default();
-        message.header.address_family = super::family(destination);
-        message.header.destination_prefix_length = prefix;
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.header.protocol = RouteProtocol::Static;
-        message.header.scope = RouteScope::Universe;
-        message.header.kind = RouteType::Unicast;
-        message.attributes =
-            vec![RouteAttribute::Destination(destination.into()), RouteAttribute::Gateway(gateway.into())];
-        message.attributes.extend(mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
-        let mut netlink = Netlink::open().unwrap();
-        netlink.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL).unwrap();
     }
 
     #[test]

@@ -9,9 +9,12 @@ use std::thread;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+};
 
 use crate::netlink::{Netlink, NetlinkError};
-use crate::{sys, tun};
+use crate::{device, route, sys};
 
 /// A network namespace with its loopback up. It goes away with this value and what was opened inside.
 pub(crate) struct NetNs(File);
@@ -48,6 +51,13 @@ impl NetNs {
         thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|panic| resume_unwind(panic))
     }
 
+    /// Takes an interface of the calling thread's namespace over.
+    #[cfg(feature = "afxdp")]
+    pub(crate) fn take_in(&self, index: u32) {
+        let there = LinkAttribute::NetNsFd(self.0.as_raw_fd());
+        crate::link::set(&mut Netlink::open().unwrap(), index, vec![there]).unwrap();
+    }
+
     /// Connects the two namespaces by a veth pair, `under` in both, up, with an address each.
     pub(crate) fn connect(&self, other: &NetNs, ours: (IpAddr, u8), theirs: (IpAddr, u8)) {
         self.connect_queues(other, ours, theirs, 1);
@@ -74,7 +84,7 @@ impl NetNs {
             namespace.run(|| {
                 let index = crate::link::by_name("under").unwrap().index;
                 let mut netlink = Netlink::open().unwrap();
-                let request = tun::address_request(index, address, prefix);
+                let request = device::address_request(index, address, prefix);
                 netlink.request(request, NLM_F_CREATE | NLM_F_EXCL).unwrap();
                 set_up("under", true).unwrap();
             });
@@ -94,6 +104,30 @@ pub(crate) fn set_up(name: &str, up: bool) -> Result<(), NetlinkError> {
 
 pub(crate) fn delete(name: &str) -> Result<(), NetlinkError> {
     Netlink::open()?.request(RouteNetlinkMessage::DelLink(named(name)), 0).map(drop)
+}
+
+/// Gives an interface another name, for which it must be down for a moment before Linux 6.4.
+#[cfg(feature = "afxdp")]
+pub(crate) fn rename(name: &str, new: &str) {
+    let index = crate::link::by_name(name).unwrap().index;
+    set_up(name, false).unwrap();
+    crate::link::set(&mut Netlink::open().unwrap(), index, vec![LinkAttribute::IfName(new.into())]).unwrap();
+    set_up(new, true).unwrap();
+}
+
+/// Adds a route by `gateway`, with an MTU of its own where `mtu` is given.
+pub(crate) fn add_route(destination: IpAddr, prefix: u8, gateway: IpAddr, mtu: Option<u32>) {
+    let mut message = RouteMessage::default();
+    message.header.address_family = route::family(destination);
+    message.header.destination_prefix_length = prefix;
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![RouteAttribute::Destination(destination.into()), RouteAttribute::Gateway(gateway.into())];
+    message.attributes.extend(mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
+    let mut netlink = Netlink::open().unwrap();
+    netlink.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL).unwrap();
 }
 
 fn named(name: &str) -> LinkMessage {

@@ -9,23 +9,15 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use icx_proto::offload::VnetHeader;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::link::LinkAttribute;
 
+use crate::device::{self, DeviceError};
 use crate::link::{self, is_valid_name};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::sys;
 use crate::udp::RUN_LIMITS;
 
 const DEVICE_NODE: &str = "/dev/net/tun";
-
-/// The range that the tun driver takes (`tun_net_initialize` in drivers/net/tun.c: ETH_MIN_MTU, MAX_MTU).
-const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=65535;
-
-/// RFC 8200 section 5: every link that carries IPv6 has an MTU of at least this.
-const IPV6_LEAST_MTU: u32 = 1280;
 
 /// How many packets the device holds for a reader that is behind. One batch of every inner flow at full rate, but not
 /// the hundreds of milliseconds that a longer queue would add under load.
@@ -91,10 +83,6 @@ pub struct Tun {
 pub enum TunError {
     #[error("{0:?} is no device name: it has 1 to 15 bytes, and neither '/', ':', '%' nor white space")]
     BadName(String),
-    #[error("MTU {given} is out of range: {least} to 65535 bytes{}", if *.least == IPV6_LEAST_MTU { " with an IPv6 address" } else { "" })]
-    BadMtu { given: u32, least: u32 },
-    #[error("{address}/{prefix} is no address of an interface: the prefix length is 0 to {most}, the address unicast")]
-    BadAddress { address: IpAddr, prefix: u8, most: u8 },
     #[error(
         "{DEVICE_NODE} does not exist: load the tun module (`modprobe tun`), or give the container the device (`--device {DEVICE_NODE}`)"
     )]
@@ -107,12 +95,8 @@ pub enum TunError {
     Busy(String),
     #[error("cannot {action}: {source}")]
     System { action: String, source: io::Error },
-    #[error("cannot {action} of device {name}: {source}")]
-    Configure { name: String, action: String, source: NetlinkError },
-    #[error(
-        "cannot give device {name} the address {address}: IPv6 is switched off here (sysctl net.ipv6.conf.default.disable_ipv6)"
-    )]
-    Ipv6Disabled { name: String, address: IpAddr },
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 impl TunError {
@@ -123,7 +107,7 @@ impl TunError {
             TunError::NoPermission { errno, .. } => Some(*errno),
             TunError::Busy(_) => Some(libc::EBUSY),
             TunError::System { source, .. } => source.raw_os_error(),
-            TunError::Configure { source, .. } => source.errno(),
+            TunError::Device(error) => error.errno(),
             _ => None,
         }
     }
@@ -137,9 +121,12 @@ impl Tun {
     /// sends no router solicitations; duplicate address detection is off, as nobody else is on the link.
     pub fn open(config: TunConfig) -> Result<Tun, TunError> {
         let TunConfig { name, mtu, addresses, queues, offload } = config;
-        check(&name, &addresses)?;
-        let least_mtu = least_mtu(&addresses);
-        check_mtu(mtu, least_mtu)?;
+        if !is_valid_name(&name) {
+            return Err(TunError::BadName(name));
+        }
+        device::check_addresses(&addresses)?;
+        let least_mtu = device::least_mtu(&addresses);
+        device::check_mtu(mtu, least_mtu)?;
 
         let mut flags = libc::IFF_TUN | libc::IFF_NO_PI;
         if queues.get() > 1 {
@@ -152,7 +139,7 @@ impl Tun {
         let attach = |flags| {
             let queue = open_node()?;
             sys::tun_attach(queue.as_fd(), &name, flags).map_err(|source| attach_error(&name, source))?;
-            Ok(queue)
+            Ok::<_, TunError>(queue)
         };
         // Exclusive: a persistent device of that name would be somebody else's, and would stay when this ends.
         let mut open = vec![attach(flags | libc::IFF_TUN_EXCL)?];
@@ -188,8 +175,8 @@ impl Tun {
     ///
     /// Needs CAP_NET_ADMIN, in the network namespace of the device, which must be the calling thread's.
     pub fn set_mtu(&self, mtu: u32) -> Result<(), TunError> {
-        check_mtu(mtu, self.least_mtu)?;
-        let mut netlink = Netlink::open().map_err(|source| configure_error(&self.name, "set the MTU", source))?;
+        device::check_mtu(mtu, self.least_mtu)?;
+        let mut netlink = Netlink::open().map_err(|source| self.failed("set the MTU", source))?;
         self.request_mtu(&mut netlink, self.index, mtu, None)?;
         self.mtu.store(mtu, Ordering::Relaxed);
         Ok(())
@@ -257,60 +244,15 @@ impl Tun {
 
     /// Sets MTU, queue length, addresses and the up flag; returns the interface index.
     fn configure(&self, mtu: u32, addresses: &[(IpAddr, u8)]) -> Result<u32, TunError> {
-        let failed = |action: &str, source| configure_error(&self.name, action, source);
-        let mut netlink = Netlink::open().map_err(|source| failed("look up the index", source))?;
-
-        let mut lookup = LinkMessage::default();
-        lookup.attributes.push(LinkAttribute::IfName(self.name.clone()));
-        let index = netlink
-            .request(RouteNetlinkMessage::GetLink(lookup), 0)
-            .and_then(|answers| {
-                let index = answers.iter().find_map(|answer| match answer {
-                    RouteNetlinkMessage::NewLink(link) => Some(link.header.index),
-                    _ => None,
-                });
-                index.ok_or_else(|| NetlinkError::Malformed("a link without an index".to_owned()))
-            })
-            .map_err(|source| failed("look up the index", source))?;
-
-        self.request_mtu(&mut netlink, index, mtu, Some(LinkAttribute::TxQueueLen(TX_QUEUE_PACKETS)))?;
-
-        let mut request = LinkMessage::default();
-        request.header.index = index;
-        request.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
-            AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
-        ])]));
-        match netlink.request(RouteNetlinkMessage::SetLink(request), 0) {
-            // Without IPv6 in the kernel, or on this device, there is nothing to switch off.
-            Err(NetlinkError::Refused(_)) | Ok(_) => {}
-            Err(source) => return Err(failed("switch off the link-local address", source)),
-        }
-
-        for &(address, prefix) in addresses {
-            match netlink.request(address_request(index, address, prefix), NLM_F_CREATE | NLM_F_EXCL) {
-                Ok(_) => {}
-                Err(source)
-                    if address.is_ipv6()
-                        && matches!(source.errno(), Some(libc::EACCES | libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) =>
-                {
-                    return Err(TunError::Ipv6Disabled { name: self.name.clone(), address });
-                }
-                Err(source) => return Err(failed(&format!("add the address {address}/{prefix}"), source)),
-            }
-        }
-
-        let mut request = LinkMessage::default();
-        request.header.index = index;
-        request.header.flags = LinkFlags::Up;
-        request.header.change_mask = LinkFlags::Up;
-        netlink
-            .request(RouteNetlinkMessage::SetLink(request), 0)
-            .map_err(|source| failed("switch on the link", source))?;
+        let failed = |source| self.failed("look up the index", source);
+        let mut netlink = Netlink::open().map_err(failed)?;
+        let found = link::find(&mut netlink, &self.name).map_err(failed)?;
         // The index stays the device's for its life; what else the kernel settled on is looked up when needed.
-        link::by_index(&mut netlink, index)
-            .map_err(|source| failed("look up the state", source))?
-            .filter(|link| link.up && link.mtu == mtu)
-            .ok_or_else(|| failed("check the state", NetlinkError::Malformed("not as it was set".to_owned())))?;
+        let index = found.ok_or_else(|| failed(NetlinkError::Malformed("no such link".to_owned())))?.index;
+        self.request_mtu(&mut netlink, index, mtu, Some(LinkAttribute::TxQueueLen(TX_QUEUE_PACKETS)))?;
+        device::switch_off_link_local(&mut netlink, &self.name, index)?;
+        device::add_addresses(&mut netlink, &self.name, index, addresses)?;
+        device::set_up(&mut netlink, &self.name, index, mtu)?;
         Ok(index)
     }
 
@@ -322,26 +264,19 @@ impl Tun {
         mtu: u32,
         other: Option<LinkAttribute>,
     ) -> Result<(), TunError> {
-        let failed = |action: &str, source| configure_error(&self.name, action, source);
-        let mut request = LinkMessage::default();
-        request.header.index = index;
-        request.attributes.push(LinkAttribute::Mtu(mtu));
-        request.attributes.extend(other);
-        netlink
-            .request(RouteNetlinkMessage::SetLink(request), 0)
-            .map_err(|source| failed(&format!("set the MTU ({mtu})"), source))?;
-
+        device::set_mtu(netlink, &self.name, index, mtu, other)?;
         if let Some(most) = most_uncut_bytes(mtu) {
-            let mut request = LinkMessage::default();
-            request.header.index = index;
-            request.attributes.push(LinkAttribute::GsoMaxSize(most));
-            match netlink.request(RouteNetlinkMessage::SetLink(request), 0) {
+            match link::set(netlink, index, vec![LinkAttribute::GsoMaxSize(most)]) {
                 // It saves a send now and then; a kernel that does not let it be set is as good.
-                Err(NetlinkError::Refused(_)) | Ok(_) => {}
-                Err(source) => return Err(failed("set the largest size", source)),
+                Err(NetlinkError::Refused(_)) | Ok(()) => {}
+                Err(source) => return Err(self.failed("set the largest size", source).into()),
             }
         }
         Ok(())
+    }
+
+    fn failed(&self, action: &str, source: NetlinkError) -> DeviceError {
+        DeviceError::configure(&self.name, action, source)
     }
 }
 
@@ -388,31 +323,6 @@ fn most_uncut_bytes(mtu: u32) -> Option<u32> {
     (segments > 1).then(|| segments * mtu.saturating_sub(40) + 40)
 }
 
-fn check(name: &str, addresses: &[(IpAddr, u8)]) -> Result<(), TunError> {
-    if !is_valid_name(name) {
-        return Err(TunError::BadName(name.to_owned()));
-    }
-    for &(address, prefix) in addresses {
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        if prefix > most || address.is_unspecified() || address.is_multicast() {
-            return Err(TunError::BadAddress { address, prefix, most });
-        }
-    }
-    Ok(())
-}
-
-fn least_mtu(addresses: &[(IpAddr, u8)]) -> u32 {
-    let with_ipv6 = addresses.iter().any(|(address, _)| address.is_ipv6());
-    if with_ipv6 { IPV6_LEAST_MTU } else { *MTU_RANGE.start() }
-}
-
-fn check_mtu(mtu: u32, least: u32) -> Result<(), TunError> {
-    if mtu < least || !MTU_RANGE.contains(&mtu) {
-        return Err(TunError::BadMtu { given: mtu, least });
-    }
-    Ok(())
-}
-
 fn open_node() -> Result<File, TunError> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(DEVICE_NODE).map_err(|source| {
         match source.raw_os_error() {
@@ -436,29 +346,6 @@ fn attach_error(name: &str, source: io::Error) -> TunError {
     }
 }
 
-fn configure_error(name: &str, action: &str, source: NetlinkError) -> TunError {
-    match source.errno() {
-        Some(errno @ libc::EPERM) => TunError::NoPermission { action: format!("{action} of device {name}"), errno },
-        _ => TunError::Configure { name: name.to_owned(), action: action.to_owned(), source },
-    }
-}
-
-pub(crate) fn address_request(index: u32, address: IpAddr, prefix: u8) -> RouteNetlinkMessage {
-    let mut message = AddressMessage::default();
-    message.header.index = index;
-    message.header.prefix_len = prefix;
-    message.attributes.extend([AddressAttribute::Address(address), AddressAttribute::Local(address)]);
-    message.header.family = match address {
-        IpAddr::V4(_) => AddressFamily::Inet,
-        IpAddr::V6(_) => {
-            message.header.flags = AddressHeaderFlags::Nodad;
-            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
-            AddressFamily::Inet6
-        }
-    };
-    RouteNetlinkMessage::NewAddress(message)
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, UdpSocket};
@@ -466,6 +353,7 @@ mod tests {
     use std::time::Duration;
 
     use super::{Tun, TunConfig, TunError, TunOffload};
+    use crate::device::DeviceError;
     use crate::link::{self, LinkError};
     use crate::sys::{self, Interest};
     use crate::test_support::{NetNs, delete, set_up};
@@ -485,12 +373,15 @@ mod tests {
             [(67, &[][..], 68), (65_536, &[][..], 68), (1279, &[("fd00::1", 64)][..], 1280), (0, &[][..], 68)]
         {
             let error = refused(config("icx9", mtu, addresses));
-            assert!(matches!(error, TunError::BadMtu { given, least: l } if given == mtu && l == least), "{error:?}");
+            assert!(
+                matches!(error, TunError::Device(DeviceError::BadMtu { given, least: l }) if given == mtu && l == least),
+                "{error:?}"
+            );
         }
         for (address, prefix) in [("10.9.0.1", 33), ("fd00::1", 129), ("0.0.0.0", 0), ("ff02::1", 64), ("224.0.0.1", 4)]
         {
             let error = refused(config("icx9", 1392, &[(address, prefix)]));
-            assert!(matches!(error, TunError::BadAddress { .. }), "{address}/{prefix}: {error:?}");
+            assert!(matches!(error, TunError::Device(DeviceError::BadAddress { .. })), "{address}/{prefix}: {error:?}");
             assert!(error.to_string().contains(address), "{error}");
         }
     }
@@ -539,7 +430,11 @@ mod tests {
             drop(tun);
             // The kernel refuses the second of two equal addresses, after the device was made.
             let error = Tun::open(config("icx0", 1392, &[("10.9.0.1", 24), ("10.9.0.1", 24)])).unwrap_err();
-            assert!(matches!(&error, TunError::Configure { .. }) && error.errno() == Some(libc::EEXIST), "{error:?}");
+            assert!(
+                matches!(&error, TunError::Device(DeviceError::Configure { .. }))
+                    && error.errno() == Some(libc::EEXIST),
+                "{error:?}"
+            );
             assert!(error.to_string().contains("10.9.0.1/24"), "{error}");
             assert!(matches!(link::by_name("icx0"), Err(LinkError::NotFound(_))));
         });
@@ -551,7 +446,7 @@ mod tests {
         namespace.run(|| {
             std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
             let error = Tun::open(config("icx0", 1392, &[("fd00:9::1", 64)])).unwrap_err();
-            assert!(matches!(error, TunError::Ipv6Disabled { .. }), "{error:?}");
+            assert!(matches!(error, TunError::Device(DeviceError::Ipv6Disabled { .. })), "{error:?}");
             assert!(matches!(link::by_name("icx0"), Err(LinkError::NotFound(_))));
             Tun::open(config("icx0", 1392, &[("10.9.0.1", 24)])).expect("IPv4 alone does not need it");
         });

@@ -21,6 +21,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::worker::{Worker, work};
 use super::{Control, Ends, Pump, PumpCounters, PumpError, PumpNotice, PumpOptions, Work};
+use crate::device::DeviceError;
 use crate::link::{self, LinkError};
 use crate::test_support::{NetNs, delete, set_up};
 use crate::told::tests::{Complaint, Liar, SetOnDrop};
@@ -638,7 +639,7 @@ fn a_path_that_narrows_is_learned_from_who_has_seen_a_packet_and_from_nobody_els
         set(1296).unwrap();
         assert_eq!(device_mtu(), 1296);
         let error = set(1279).unwrap_err();
-        assert!(matches!(error, TunError::BadMtu { given: 1279, least: 1280 }), "{error:?}");
+        assert!(matches!(error, TunError::Device(DeviceError::BadMtu { given: 1279, least: 1280 })), "{error:?}");
         set(1392).unwrap();
         assert_eq!(device_mtu(), 1392);
 

@@ -12,6 +12,7 @@ mod epoll;
 #[cfg(feature = "afxdp")]
 mod ethtool;
 mod event;
+mod interface;
 #[cfg(test)]
 mod netns;
 mod process;
@@ -24,6 +25,7 @@ mod xsk;
 pub(crate) use checksum::use_wide_checksums;
 pub(crate) use epoll::{epoll_arm, epoll_set, epoll_take};
 pub(crate) use event::{Interest, event_fd, poll};
+use interface::interface_request;
 #[cfg(test)]
 pub(crate) use netns::{enter_network_namespace, unshare_network_namespace};
 pub(crate) use process::set_parent_death_signal;

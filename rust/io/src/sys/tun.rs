@@ -8,17 +8,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// user namespace that owns the network namespace. Errors: EBUSY (exists, with `IFF_TUN_EXCL`; or has as many queues as
 /// it may), EPERM, EINVAL (the name is taken by something that is no TUN device, or is too long).
 pub(crate) fn tun_attach(fd: BorrowedFd<'_>, name: &str, flags: libc::c_int) -> io::Result<()> {
-    let mut name_field = [0 as libc::c_char; libc::IFNAMSIZ];
-    if name.len() >= name_field.len() {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-    }
-    for (to, from) in name_field.iter_mut().zip(name.bytes()) {
-        *to = libc::c_char::from_ne_bytes([from]);
-    }
+    let mut request = super::interface_request(name)?;
     // The kernel reads the flags as an unsigned short (`ifr_flags`).
-    let flags = flags as libc::c_short;
-    let mut request =
-        libc::ifreq { ifr_name: name_field, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags } };
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is, during the call only.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

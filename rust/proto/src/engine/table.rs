@@ -126,6 +126,25 @@ impl Engine {
         Ok(())
     }
 
+    /// Sets the hardware address to which frames go for every network whose peer has the IP address `peer` (an
+    /// IPv4-mapped one is the IPv4 one). Everything else about those networks stays, and so does their peer where it
+    /// moves meanwhile.
+    pub fn set_next_hop(&self, peer: IpAddr, mac: MacAddr) {
+        let _control = self.control();
+        let table = self.table.load();
+        let peer = peer.to_canonical();
+        let mut entries = table.entries.clone();
+        let mut changed = false;
+        for entry in entries.iter_mut().filter(|entry| entry.peer_ip == peer && entry.peer_mac != mac) {
+            let config = Arc::new(NetworkConfig { peer_mac: mac, ..NetworkConfig::clone(&entry.config) });
+            *entry = Arc::new(Entry { peer_mac: mac, config, ..Entry::clone(entry) });
+            changed = true;
+        }
+        if changed {
+            self.table.store(Arc::new(Table { entries, routes: table.routes.clone() }));
+        }
+    }
+
     /// Removes a VNI. Its keys are erased as soon as the last packet that uses them is done.
     pub fn remove_network(&self, vni: Vni) -> Result<(), NetworkError> {
         let _control = self.control();
@@ -135,24 +154,6 @@ impl Engine {
         entries.remove(at);
         self.table.store(Arc::new(Table::build(entries, None)?));
         Ok(())
-    }
-
-    /// Where frames to a peer go from now on: the hardware address of the next hop, in every network whose peer has this address. For raw
-    /// underlays.
-    pub fn set_next_hop(&self, peer: IpAddr, mac: MacAddr) {
-        let _control = self.control();
-        let table = self.table.load();
-        let peer = peer.to_canonical();
-        let is_other = |entry: &Arc<Entry>| entry.peer_ip == peer && entry.peer_mac != mac;
-        if !table.entries.iter().any(is_other) {
-            return;
-        }
-        let mut entries = table.entries.clone();
-        for entry in entries.iter_mut().filter(|entry| is_other(entry)) {
-            let config = Arc::new(NetworkConfig { peer_mac: mac, ..NetworkConfig::clone(&entry.config) });
-            *entry = Arc::new(Entry { peer_mac: mac, config, ..Entry::clone(entry) });
-        }
-        self.table.store(Arc::new(Table { entries, routes: Arc::clone(&table.routes) }));
     }
 
     /// Every VNI as it was last configured, in ascending order.
