@@ -1,92 +1,185 @@
-//! Who uses an interface, also where that somebody was killed: a locked file for each.
-//!
-//! The lock goes with the process. What the file says stays: what was changed and is to be set right, by whoever claims the interface
-//! next.
+//! Claims on interfaces: one living instance for each, and notes that outlive an instance that was killed.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-const FOLDER: &str = "/run/icx";
+const DIRECTORY: &str = "/run/icx";
+
+/// A claim on an interface of the network namespace in which it was made. It ends with this value, or with the process.
+///
+/// It is an exclusive flock(2) on `/run/icx/<inode of the network namespace>-<interface>.lock`. The file holds notes on
+/// what is to be put right again. It is removed with the claim, unless they are still those of an owner that was killed.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    file: File,
+    path: PathBuf,
+    /// The notes of an owner that was killed have been replaced, or there were none.
+    settled: bool,
+}
 
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClaimError {
-    #[error("another icx uses {0}: end that one, or use another interface")]
-    Busy(String),
     #[error(
-        "cannot note in {path} what is done to {name}: {source}; the folder has to be there and writable (`mkdir -p {FOLDER}`)"
+        "interface {interface} is in use by another icx: stop that one first (`fuser {}` names its process), or choose another interface",
+        .lock.display()
     )]
-    System { name: String, path: PathBuf, source: io::Error },
+    Busy { interface: String, lock: PathBuf },
+    #[error("cannot {action} {}: {source}; icx needs to write in {DIRECTORY}, as root or its owner", .path.display())]
+    System { action: &'static str, path: PathBuf, source: io::Error },
 }
 
 impl ClaimError {
     /// The error number, where the operating system gave one.
     pub fn errno(&self) -> Option<i32> {
         match self {
-            ClaimError::Busy(_) => Some(libc::EBUSY),
+            ClaimError::Busy { .. } => Some(libc::EBUSY),
             ClaimError::System { source, .. } => source.raw_os_error(),
         }
     }
 }
 
-/// A claim on an interface of the calling thread's network namespace. Dropping it gives it up and removes the file.
-#[derive(Debug)]
-pub(super) struct Claim {
-    name: String,
-    path: PathBuf,
-    file: File,
-}
-
 impl Claim {
-    /// Claims `name`; the text is what a former owner left, which was killed, or is empty.
-    pub(super) fn take(name: &str) -> Result<(Claim, String), ClaimError> {
-        let failed = |path: &PathBuf, source| ClaimError::System { name: name.to_owned(), path: path.clone(), source };
-        let folder = PathBuf::from(FOLDER);
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|source| failed(&folder, source))?;
-        let namespace = PathBuf::from("/proc/thread-self/ns/net");
-        let inode = fs::metadata(&namespace).map_err(|source| failed(&namespace, source))?.ino();
-        let path = folder.join(format!("{inode}-{name}.lock"));
+    /// Claims the interface with this name, which need not exist but must be valid, for the calling thread's network
+    /// namespace.
+    pub(crate) fn take(interface: &str) -> Result<Claim, ClaimError> {
+        let namespace = Path::new("/proc/thread-self/ns/net");
+        let inode = fs::metadata(namespace).map_err(|source| failed("look at", namespace, source))?.ino();
+        let directory = Path::new(DIRECTORY);
+        match DirBuilder::new().mode(0o700).create(directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed("make", directory, error));
+            }
+            _ => {}
+        }
+        let path = directory.join(format!("{inode}-{interface}.lock"));
         loop {
-            let mut file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)
-                .map_err(|source| failed(&path, source))?;
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+            let file = file.map_err(|source| failed("open", &path, source))?;
             match file.try_lock() {
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Err(ClaimError::Busy(name.to_owned())),
-                Err(TryLockError::Error(source)) => return Err(failed(&path, source)),
+                Err(TryLockError::WouldBlock) => {
+                    return Err(ClaimError::Busy { interface: interface.to_owned(), lock: path });
+                }
+                Err(TryLockError::Error(source)) => return Err(failed("lock", &path, source)),
             }
-            // Its former owner may have removed it before it let go.
-            let held = file.metadata().map_err(|source| failed(&path, source))?.ino();
-            if fs::metadata(&path).is_ok_and(|there| there.ino() == held) {
-                let mut left = String::new();
-                file.read_to_string(&mut left).map_err(|source| failed(&path, source))?;
-                return Ok((Claim { name: name.to_owned(), path, file }, left));
+            // An owner that ended between the two calls has removed the file, and somebody else may have made another.
+            let locked = file.metadata().map_err(|source| failed("look at", &path, source))?;
+            match fs::metadata(&path) {
+                Ok(there) if (there.dev(), there.ino()) == (locked.dev(), locked.ino()) => {
+                    return Ok(Claim { file, path, settled: locked.len() == 0 });
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(failed("look at", &path, source)),
             }
         }
     }
 
-    /// Notes what is to be set right when this process does not come to it.
-    pub(super) fn note(&mut self, text: &str) -> Result<(), ClaimError> {
-        let write = |file: &mut File| {
-            file.set_len(0)?;
-            file.rewind()?;
-            file.write_all(text.as_bytes())
-        };
-        let (name, path) = (self.name.clone(), self.path.clone());
-        write(&mut self.file).map_err(|source| ClaimError::System { name, path, source })
+    /// The notes in the file: those of [`Claim::note`], or before that those of an owner that was killed.
+    pub(crate) fn notes(&mut self) -> Result<String, ClaimError> {
+        let mut notes = Vec::new();
+        let read = self.file.rewind().and_then(|()| self.file.read_to_end(&mut notes));
+        read.map_err(|source| failed("read", &self.path, source))?;
+        Ok(String::from_utf8_lossy(&notes).into_owned())
+    }
+
+    /// Replaces the notes.
+    pub(crate) fn note(&mut self, notes: &str) -> Result<(), ClaimError> {
+        let written = self.file.set_len(0).and_then(|()| self.file.rewind());
+        written
+            .and_then(|()| self.file.write_all(notes.as_bytes()))
+            .map_err(|source| failed("write", &self.path, source))?;
+        self.settled = true;
+        Ok(())
+    }
+
+    /// Ends the claim as the death of the process would, if the value is then forgotten.
+    #[cfg(test)]
+    pub(super) fn abandon(&self) {
+        self.file.unlock().unwrap();
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // Before the lock goes with the file: nobody else's is removed.
-        let _ = fs::remove_file(&self.path);
+        // Still locked: nobody else has the claim, and whoever has the file open looks again once it is unlocked.
+        if self.settled {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn failed(action: &'static str, path: &Path, source: io::Error) -> ClaimError {
+    ClaimError::System { action, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::{fs, thread};
+
+    use super::{Claim, ClaimError, DIRECTORY};
+    use crate::test_support::NetNs;
+
+    #[test]
+    fn one_interface_has_one_owner_in_each_namespace() {
+        let Some((here, there)) = NetNs::new().zip(NetNs::new()) else { return };
+        here.run(|| {
+            let claim = Claim::take("eth0").unwrap();
+            let error = Claim::take("eth0").unwrap_err();
+            assert!(matches!(&error, ClaimError::Busy { interface, .. } if interface == "eth0"), "{error:?}");
+            assert!(error.to_string().contains(claim.path.to_str().unwrap()), "{error}");
+            Claim::take("eth1").expect("another interface");
+            there.run(|| Claim::take("eth0").map(drop)).expect("another namespace");
+            assert_eq!(fs::metadata(DIRECTORY).unwrap().permissions().mode() & 0o777, 0o700);
+            assert_eq!(fs::metadata(&claim.path).unwrap().permissions().mode() & 0o777, 0o600);
+            let path = claim.path.clone();
+            drop(claim);
+            assert!(!path.exists());
+            Claim::take("eth0").expect("free again");
+        });
+    }
+
+    #[test]
+    fn notes_outlive_an_owner_that_was_killed_and_no_other() {
+        let Some(namespace) = NetNs::new() else { return };
+        namespace.run(|| {
+            let mut claim = Claim::take("eth0").unwrap();
+            assert_eq!(claim.notes().unwrap(), "");
+            claim.note("a longer first note").unwrap();
+            claim.note("second").unwrap();
+            claim.abandon();
+            std::mem::forget(claim);
+            let mut claim = Claim::take("eth0").unwrap();
+            assert_eq!(claim.notes().unwrap(), "second");
+            // Whoever could not make use of them leaves them to the next.
+            drop(claim);
+            let mut claim = Claim::take("eth0").unwrap();
+            assert_eq!(claim.notes().unwrap(), "second");
+            claim.note("third").unwrap();
+            drop(claim);
+            assert_eq!(Claim::take("eth0").unwrap().notes().unwrap(), "");
+        });
+    }
+
+    #[test]
+    fn a_file_that_its_owner_removes_meanwhile_is_no_claim() {
+        let Some(namespace) = NetNs::new() else { return };
+        let owners = AtomicU32::new(0);
+        let contend = || {
+            namespace.run(|| {
+                for _ in 0..2000 {
+                    if let Ok(_claim) = Claim::take("eth0") {
+                        assert_eq!(owners.fetch_add(1, Ordering::SeqCst), 0, "two owners at once");
+                        owners.fetch_sub(1, Ordering::SeqCst);
+                    }
+                }
+            });
+        };
+        thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(contend))));
     }
 }

@@ -17,6 +17,7 @@ mod config;
 mod forwarder;
 mod next_hop;
 mod nic;
+mod offload;
 mod program;
 mod support;
 mod transform;

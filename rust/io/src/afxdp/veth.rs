@@ -1,238 +1,523 @@
-//! The veth pair of the inner side: one end is the host's, the other end's frames come from and go to AF_XDP sockets.
+//! The veth pair that is the inner side of the tunnel: the host uses one end, the forwarder the other.
 
 use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 
 use icx_proto::MacAddr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
-};
-
-use crate::link::{self, is_valid_name};
-use crate::netlink::Netlink;
-use crate::tun::address_request;
-use crate::{LinkError, NetlinkError, sys};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
 
 use super::claim::{Claim, ClaimError};
+use super::offload::{Ethtool, OffloadError};
+use crate::device::{self, DeviceError};
+use crate::link::{self, is_valid_name};
+use crate::netlink::{Netlink, NetlinkError};
 
-/// What the other end's name has in addition.
-const SUFFIX: &str = "-xdp";
+/// What the end for AF_XDP is called, after the name of the pair.
+const INNER_SUFFIX: &str = "-xdp";
 
-/// The interface alias by which the ends of a pair are known for ours.
-const MARK: &str = "icx afxdp";
+/// The longest name of a pair: its other end must be an interface name too (IFNAMSIZ with its NUL).
+const MOST_NAME_BYTES: usize = libc::IFNAMSIZ - 1 - INNER_SUFFIX.len();
 
-/// As other network devices have it.
+/// What the kernel takes (`rtnl_create_link` in net/core/rtnetlink.c).
+const QUEUE_RANGE: std::ops::RangeInclusive<u32> = 1..=4096;
+
+/// How many packets a queueing discipline holds that an administrator gives to an end: the usual number of Ethernet
+/// devices. Of itself a veth has none.
 const TX_QUEUE_PACKETS: u32 = 1000;
 
-/// What to switch off: each of these is part of the names of features that cut, merge or put off checksums.
-const OFFLOADS: [&str; 5] = ["checksum", "segmentation", "scatter-gather", "gro", "lro"];
+/// The alias of both ends, by which a pair is known as made here.
+const MARK: &str = "icx afxdp";
+
+/// What stands in the claim between making the pair and marking it.
+const MAKING: &str = "making\n";
+
+/// What a pair shall look like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VethConfig {
+    /// Of the host's end: 1 to 11 bytes, without '/', ':', '%' and white space.
+    pub(crate) name: String,
+    /// In bytes of inner packet, of both ends: 68 to 65535, at least 1280 where there is an IPv6 address. A native XDP
+    /// program on the other end limits it to what fits in a page.
+    pub(crate) mtu: u32,
+    /// Of the host's end.
+    pub(crate) mac: MacAddr,
+    /// Of the host's end, with the prefix lengths of their networks. May be empty.
+    pub(crate) addresses: Vec<(IpAddr, u8)>,
+    /// Of both ends, in both directions: 1 to 4096.
+    pub(crate) queues: u32,
+}
+
+/// A pair that exists as long as this value. Where the process is killed, the next one that opens it makes it anew.
+#[derive(Debug)]
+pub(crate) struct VethPair {
+    name: String,
+    inner_name: String,
+    index: u32,
+    inner_index: u32,
+    /// What the MTU must be at least, for the addresses that it was opened with.
+    least_mtu: u32,
+    /// In the network namespace of the pair, whichever that of the calling thread is.
+    netlink: Mutex<Netlink>,
+    /// Ends after the pair.
+    claim: Claim,
+}
 
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VethError {
     #[error(
-        "{name:?} cannot be the name of a veth device: it has 1 to {most} bytes, as its other end is called \"{name}{SUFFIX}\", and \
-         neither '/', ':', '%' nor white space; choose another --tun-device"
+        "{0:?} is no name of a veth pair: it has 1 to {MOST_NAME_BYTES} bytes, as the other end is called <name>{INNER_SUFFIX}, and neither '/', ':', '%' nor white space"
     )]
-    BadName { name: String, most: usize },
-    #[error("there is an interface {0} already, and it is not icx's: choose another --tun-device, or remove it")]
-    Occupied(String),
+    BadName(String),
+    #[error("a veth pair cannot have {0} queues: 1 to 4096, one for each queue of the underlay's interface")]
+    BadQueues(u32),
     #[error(transparent)]
-    Claim(#[from] ClaimError),
-    #[error("making device {name} takes CAP_NET_ADMIN: run as root, or grant the capability ({source})")]
-    NoPermission { name: String, source: NetlinkError },
-    #[error("cannot {action} of device {name}: {source}")]
-    Configure { name: String, action: String, source: NetlinkError },
+    Device(#[from] DeviceError),
+    #[error(
+        "the veth pair {name} is held by another icx: stop that one first, or choose another --tun-device ({source})"
+    )]
+    Busy { name: String, source: ClaimError },
+    #[error(
+        "interface {0} exists already, and icx did not make it: choose another --tun-device, or remove it with `ip link del {0}`"
+    )]
+    Occupied(String),
+    #[error("this kernel has no veth devices: load the module (`modprobe veth`), or use a TUN device (`--device tun`)")]
+    NoDriver,
+    #[error(transparent)]
+    Claim(ClaimError),
+    #[error(transparent)]
+    Offload(#[from] OffloadError),
 }
 
 impl VethError {
     /// The error number, where the operating system gave one.
     pub fn errno(&self) -> Option<i32> {
         match self {
-            VethError::BadName { .. } => Some(libc::EINVAL),
+            VethError::Device(error) => error.errno(),
+            VethError::Busy { .. } => Some(libc::EBUSY),
             VethError::Occupied(_) => Some(libc::EEXIST),
+            VethError::NoDriver => Some(libc::EOPNOTSUPP),
             VethError::Claim(error) => error.errno(),
-            VethError::NoPermission { source, .. } | VethError::Configure { source, .. } => source.errno(),
+            VethError::Offload(error) => error.errno(),
+            VethError::BadName(_) | VethError::BadQueues(_) => None,
         }
     }
 }
 
-#[derive(Debug)]
-pub(super) struct VethConfig {
-    pub(super) name: String,
-    /// The largest IP packet, in bytes.
-    pub(super) mtu: u32,
-    /// Of the host's end.
-    pub(super) mac: MacAddr,
-    pub(super) addresses: Vec<(IpAddr, u8)>,
-    pub(super) queues: u32,
-}
-
-/// A veth pair, set up. Dropping it removes it.
-#[derive(Debug)]
-pub(super) struct VethPair {
-    name: String,
-    inner_name: String,
-    index: u32,
-    inner_index: u32,
-    /// Goes last.
-    _claim: Claim,
-}
-
 impl VethPair {
-    /// Makes the pair, in the place of what a killed owner left.
-    pub(super) fn open(config: VethConfig) -> Result<VethPair, VethError> {
-        let name = config.name.clone();
-        let inner_name = format!("{name}{SUFFIX}");
-        if !is_valid_name(&name) || !is_valid_name(&inner_name) {
-            return Err(VethError::BadName { name, most: libc::IFNAMSIZ - 1 - SUFFIX.len() });
+    /// Makes a pair in the calling thread's network namespace and sets both ends up. What a killed instance left under
+    /// its name is removed first. On error nothing remains.
+    ///
+    /// Needs CAP_NET_ADMIN. Neither end has a link-local IPv6 address unless one is given, and duplicate address
+    /// detection is off, as nobody else is on the link: nothing comes out of the pair that the host's programs do not
+    /// send, other than multicast listener reports for the given IPv6 addresses, from the unspecified address, which no
+    /// route takes (RFC 3810 section 5.2.13). Every frame is complete: all checksum, segmentation, merging and VLAN
+    /// offloads are off.
+    pub(crate) fn open(config: VethConfig) -> Result<Self, VethError> {
+        if !is_valid_name(&config.name) || config.name.len() > MOST_NAME_BYTES {
+            return Err(VethError::BadName(config.name));
         }
-        let failed = |action: &str, source: NetlinkError| match source.errno() {
-            Some(libc::EPERM) => VethError::NoPermission { name: name.clone(), source },
-            _ => VethError::Configure { name: name.clone(), action: action.to_owned(), source },
-        };
-        let (mut claim, left) = Claim::take(&name)?;
-        let mut netlink = Netlink::open().map_err(|source| failed("ask about the state", source))?;
-        let was_ours = left.contains(MARK);
-        for there in [&name, &inner_name] {
-            match alias_of(&mut netlink, there).map_err(|source| failed("look at the state", source))? {
-                None => {}
-                Some(alias) if was_ours || alias == MARK => {
-                    let gone = netlink.request(RouteNetlinkMessage::DelLink(named(there)), 0);
-                    gone.map_err(|source| failed("remove what was left", source))?;
-                }
-                Some(_) => return Err(VethError::Occupied(there.clone())),
-            }
+        if !QUEUE_RANGE.contains(&config.queues) {
+            return Err(VethError::BadQueues(config.queues));
         }
-        // Before there is a pair: one that has no mark yet is known by this.
-        claim.note(MARK)?;
+        device::check_addresses(&config.addresses)?;
+        let least_mtu = device::least_mtu(&config.addresses);
+        device::check_mtu(config.mtu, least_mtu)?;
 
-        let queues = [LinkAttribute::NumTxQueues(config.queues), LinkAttribute::NumRxQueues(config.queues)];
-        let end = |name: &str| {
-            let mut end = LinkMessage::default();
-            end.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Mtu(config.mtu)];
-            end.attributes.extend(queues.clone());
-            end
-        };
-        let mut message = end(&name);
-        message.attributes.push(LinkAttribute::Address(config.mac.0.to_vec()));
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end(&inner_name)))),
-        ]));
-        netlink
-            .request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
-            .map_err(|source| failed("make the pair", source))?;
-        // From here on a failure removes it.
-        let mut pair = VethPair { index: 0, inner_index: 0, name: name.clone(), inner_name, _claim: claim };
-        for (at, end) in [(0, pair.name.clone()), (1, pair.inner_name.clone())] {
-            let link = link::by_name(&end).map_err(|error| match error {
-                LinkError::Lookup { source, .. } => failed("look up the index", source),
-                error => failed("look up the index", NetlinkError::Malformed(error.to_string())),
-            })?;
-            *(if at == 0 { &mut pair.index } else { &mut pair.inner_index }) = link.index;
-            set_up(&mut netlink, &end, link.index).map_err(|(action, source)| failed(action, source))?;
-            if at == 0 {
-                for &(address, prefix) in &config.addresses {
-                    let request = address_request(link.index, address, prefix);
-                    netlink
-                        .request(request, NLM_F_CREATE | NLM_F_EXCL)
-                        .map_err(|source| failed(&format!("add the address {address}/{prefix}"), source))?;
-                }
-            }
-            let mut request = LinkMessage::default();
-            request.header.index = link.index;
-            request.header.flags = LinkFlags::Up;
-            request.header.change_mask = LinkFlags::Up;
-            netlink
-                .request(RouteNetlinkMessage::SetLink(request), 0)
-                .map_err(|source| failed("switch on the link", source))?;
+        let inner_name = format!("{}{INNER_SUFFIX}", config.name);
+        let mut claim = Claim::take(&config.name).map_err(|source| match source {
+            ClaimError::Busy { .. } => VethError::Busy { name: config.name.clone(), source },
+            _ => VethError::Claim(source),
+        })?;
+        let failed = |action: &str, source| DeviceError::configure(&config.name, action, source);
+        let mut netlink = Netlink::open().map_err(|source| failed("look for a namesake", source))?;
+        let was_making = claim.notes().map_err(VethError::Claim)? == MAKING;
+        for name in [&config.name, &inner_name] {
+            remove_leftover(&mut netlink, name, was_making)?;
         }
+
+        claim.note(MAKING).map_err(VethError::Claim)?;
+        netlink.request(new_pair(&config, &inner_name), NLM_F_CREATE | NLM_F_EXCL).map_err(|source| {
+            match source.errno() {
+                Some(libc::EEXIST) => VethError::Occupied(config.name.clone()),
+                Some(libc::EOPNOTSUPP) => VethError::NoDriver,
+                _ => failed(&format!("make the pair with MTU {} and MAC address {}", config.mtu, config.mac), source)
+                    .into(),
+            }
+        })?;
+        let VethConfig { name, mtu, addresses, .. } = config;
+        let mut pair =
+            VethPair { name, inner_name, index: 0, inner_index: 0, least_mtu, netlink: Mutex::new(netlink), claim };
+        pair.configure(mtu, &addresses)?;
         Ok(pair)
     }
 
     /// Of the host's end.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Of the other end.
-    pub(super) fn inner_name(&self) -> &str {
+    /// Of the end for AF_XDP.
+    pub(crate) fn inner_name(&self) -> &str {
         &self.inner_name
     }
 
-    pub(super) fn index(&self) -> u32 {
+    /// The interface index of the host's end.
+    pub(crate) fn index(&self) -> u32 {
         self.index
     }
 
-    pub(super) fn inner_index(&self) -> u32 {
+    /// The interface index of the end for AF_XDP.
+    pub(crate) fn inner_index(&self) -> u32 {
         self.inner_index
+    }
+
+    /// Gives both ends another MTU: 68 to 65535, at least 1280 where the pair was opened with an IPv6 address, which
+    /// the kernel would take away below.
+    pub(crate) fn set_mtu(&self, mtu: u32) -> Result<(), VethError> {
+        device::check_mtu(mtu, self.least_mtu)?;
+        let mut netlink = self.netlink.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, index) in [(&self.name, self.index), (&self.inner_name, self.inner_index)] {
+            device::set_mtu(&mut netlink, name, index, mtu, None)?;
+        }
+        Ok(())
+    }
+
+    /// Marks the new pair, gives it what it has not had from the start, and sets it up.
+    fn configure(&mut self, mtu: u32, addresses: &[(IpAddr, u8)]) -> Result<(), VethError> {
+        let netlink = self.netlink.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for (name, index) in [(&self.name, &mut self.index), (&self.inner_name, &mut self.inner_index)] {
+            let failed = |action: &str, source| DeviceError::configure(name, action, source);
+            let found = link::find(netlink, name).map_err(|source| failed("look up the index", source))?;
+            *index = found
+                .map(|link| link.index)
+                .ok_or_else(|| failed("look up the index", NetlinkError::Malformed("no such link".to_owned())))?;
+            link::set(netlink, *index, vec![LinkAttribute::IfAlias(MARK.to_owned())])
+                .map_err(|source| failed("set the alias", source))?;
+        }
+        self.claim.note("").map_err(VethError::Claim)?;
+
+        let ethtool = Ethtool::open()?;
+        for (name, index) in [(&self.name, self.index), (&self.inner_name, self.inner_index)] {
+            device::switch_off_link_local(netlink, name, index)?;
+            ethtool.switch_all_off(name)?;
+        }
+        device::add_addresses(netlink, &self.name, self.index, addresses)?;
+        for (name, index) in [(&self.inner_name, self.inner_index), (&self.name, self.index)] {
+            device::set_up(netlink, name, index, mtu)?;
+        }
+        Ok(())
     }
 }
 
 impl Drop for VethPair {
     fn drop(&mut self) {
-        // Its other end goes with it. By its index: it may have another name by now.
-        let mut message = named(&self.name);
-        if self.index != 0 {
-            message = LinkMessage::default();
-            message.header.index = self.index;
-        }
-        let _ = Netlink::open().and_then(|mut netlink| netlink.request(RouteNetlinkMessage::DelLink(message), 0));
+        let netlink = self.netlink.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // With one end the other goes. The host's may have been moved to another namespace, and both may be gone
+        // already.
+        let _ = delete(netlink, self.inner_index);
     }
 }
 
-/// Marks an end, and makes it say and do nothing of its own.
-fn set_up(netlink: &mut Netlink, name: &str, index: u32) -> Result<(), (&'static str, NetlinkError)> {
+/// Removes the end `name` of a pair, and the other with it, if it is one that was made here and that nobody holds any
+/// more.
+fn remove_leftover(netlink: &mut Netlink, name: &str, was_making: bool) -> Result<(), VethError> {
     let mut request = LinkMessage::default();
-    request.header.index = index;
-    request.attributes = vec![LinkAttribute::IfAlias(MARK.to_owned()), LinkAttribute::TxQueueLen(TX_QUEUE_PACKETS)];
-    netlink.request(RouteNetlinkMessage::SetLink(request), 0).map_err(|source| ("mark an end", source))?;
-
-    let mut request = LinkMessage::default();
-    request.header.index = index;
-    request.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-        In6AddrGenMode::None,
-    )])]));
-    match netlink.request(RouteNetlinkMessage::SetLink(request), 0) {
-        // Without IPv6 in the kernel, or on this device, there is nothing to switch off.
-        Err(NetlinkError::Refused(_)) | Ok(_) => {}
-        Err(source) => return Err(("switch off the link-local address", source)),
-    }
-
-    let system = |source| ("switch off the offloads", NetlinkError::Socket { call: "ethtool", source });
-    let features = sys::features(name).map_err(system)?;
-    let is_offload = |name: &str| OFFLOADS.iter().any(|part| name.contains(part));
-    let off: Vec<_> = features
-        .iter()
-        .filter(|feature| feature.is_on && feature.is_free && is_offload(&feature.name))
-        .map(|feature| (feature.name.as_str(), false))
-        .collect();
-    sys::set_features(name, &off).map_err(system)
-}
-
-/// The alias of an interface; `None` where there is none of that name.
-fn alias_of(netlink: &mut Netlink, name: &str) -> Result<Option<String>, NetlinkError> {
-    let answers = match netlink.request(RouteNetlinkMessage::GetLink(named(name)), 0) {
-        Err(error) if error.errno() == Some(libc::ENODEV) => return Ok(None),
-        answers => answers?,
-    };
-    Ok(answers.into_iter().find_map(|answer| match answer {
-        RouteNetlinkMessage::NewLink(message) => {
-            let alias = message.attributes.into_iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfAlias(alias) => Some(alias),
-                _ => None,
-            });
-            Some(alias.unwrap_or_default())
-        }
+    request.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    let found =
+        link::get(netlink, request).map_err(|source| DeviceError::configure(name, "look for a namesake", source))?;
+    let Some(found) = found else { return Ok(()) };
+    let is_veth = found.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
+        _ => false,
+    });
+    let alias = found.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
         _ => None,
-    }))
+    });
+    if !is_veth || (alias != Some(MARK) && !(alias.is_none() && was_making)) {
+        return Err(VethError::Occupied(name.to_owned()));
+    }
+    delete(netlink, found.header.index)
+        .map_err(|source| DeviceError::configure(name, "remove what a killed icx left", source).into())
 }
 
-fn named(name: &str) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    message
+fn delete(netlink: &mut Netlink, index: u32) -> Result<(), NetlinkError> {
+    let mut request = LinkMessage::default();
+    request.header.index = index;
+    netlink.request(RouteNetlinkMessage::DelLink(request), 0).map(drop)
+}
+
+fn new_pair(config: &VethConfig, inner_name: &str) -> RouteNetlinkMessage {
+    let end = |name: &str| {
+        let mut end = LinkMessage::default();
+        // As many queues are in use as are asked for (`veth_init_queues` in drivers/net/veth.c).
+        end.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Mtu(config.mtu),
+            LinkAttribute::TxQueueLen(TX_QUEUE_PACKETS),
+            LinkAttribute::NumTxQueues(config.queues),
+            LinkAttribute::NumRxQueues(config.queues),
+        ];
+        end
+    };
+    let mut host = end(&config.name);
+    host.attributes.extend([
+        LinkAttribute::Address(config.mac.0.to_vec()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end(inner_name)))),
+        ]),
+    ]);
+    RouteNetlinkMessage::NewLink(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{IpAddr, UdpSocket};
+    use std::time::Duration;
+
+    use icx_proto::MacAddr;
+    use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+    use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+    use socket2::{Domain, Protocol, Socket, Type};
+
+    use super::super::claim::{Claim, ClaimError};
+    use super::super::offload::Ethtool;
+    use super::{DeviceError, MAKING, MARK, VethConfig, VethError, VethPair, new_pair};
+    use crate::link;
+    use crate::netlink::Netlink;
+    use crate::sys::Channels;
+    use crate::test_support::{NetNs, delete};
+
+    const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+
+    fn config(name: &str, mtu: u32, addresses: &[(&str, u8)]) -> VethConfig {
+        let addresses = addresses.iter().map(|(address, prefix)| (address.parse().unwrap(), *prefix)).collect();
+        VethConfig { name: name.to_owned(), mtu, mac: MAC, addresses, queues: 2 }
+    }
+
+    fn exists(name: &str) -> bool {
+        link::find(&mut Netlink::open().unwrap(), name).unwrap().is_some()
+    }
+
+    fn attributes(name: &str) -> Vec<LinkAttribute> {
+        let mut request = LinkMessage::default();
+        request.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        link::get(&mut Netlink::open().unwrap(), request).unwrap().unwrap().attributes
+    }
+
+    /// What the death of the process leaves.
+    fn abandon(pair: VethPair) {
+        pair.claim.abandon();
+        std::mem::forget(pair);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_before_anything_is_made() {
+        let refused = |config| VethPair::open(config).unwrap_err();
+        for name in ["", "twelve-bytes", "a b", "a/b", "icx%d"] {
+            let error = refused(config(name, 1400, &[]));
+            assert!(matches!(error, VethError::BadName(_)), "{name:?}: {error:?}");
+            assert!(error.to_string().contains("1 to 11 bytes"), "{error}");
+        }
+        for queues in [0, 4097] {
+            let error = refused(VethConfig { queues, ..config("icx9", 1400, &[]) });
+            assert!(matches!(error, VethError::BadQueues(_)), "{error:?}");
+        }
+        for (mtu, addresses, least) in [(67, &[][..], 68), (65_536, &[], 68), (1279, &[("fd00::1", 64)], 1280)] {
+            let error = refused(config("icx9", mtu, addresses));
+            assert!(
+                matches!(error, VethError::Device(DeviceError::BadMtu { given, least: l }) if given == mtu && l == least),
+                "{error:?}"
+            );
+        }
+        let error = refused(config("icx9", 1400, &[("10.9.0.1", 33)]));
+        assert!(matches!(error, VethError::Device(DeviceError::BadAddress { .. })), "{error:?}");
+    }
+
+    #[test]
+    fn a_pair_has_what_was_asked_for_and_goes_with_its_value() {
+        let Some(namespace) = NetNs::new() else { return };
+        namespace.run(|| {
+            let addresses = [("10.9.0.1", 24), ("fd00:9::1", 64)];
+            let pair = VethPair::open(config("elevenbytes", 1400, &addresses)).unwrap();
+            assert_eq!((pair.name(), pair.inner_name()), ("elevenbytes", "elevenbytes-xdp"));
+            let ethtool = Ethtool::open().unwrap();
+            for (name, index) in [(pair.name(), pair.index()), (pair.inner_name(), pair.inner_index())] {
+                let link = link::by_name(name).unwrap();
+                assert_eq!((link.index, link.mtu, link.up, link.carrier), (index, 1400, true, true), "{name}");
+                let attributes = attributes(name);
+                for wanted in [LinkAttribute::IfAlias(MARK.to_owned()), LinkAttribute::TxQueueLen(1000)] {
+                    assert!(attributes.contains(&wanted), "{name}: {wanted:?}");
+                }
+                assert_eq!(ethtool.channels(name).unwrap(), Some(Channels { rx: 2, tx: 2, combined: 0 }), "{name}");
+
+                let features = ethtool.features(name).unwrap();
+                for off in [
+                    "rx-checksum",
+                    "rx-gro",
+                    "rx-gro-list",
+                    "rx-lro",
+                    "rx-udp-gro-forwarding",
+                    "rx-vlan-hw-parse",
+                    "tx-checksum-ip-generic",
+                    "tx-checksum-sctp",
+                    "tx-generic-segmentation",
+                    "tx-scatter-gather",
+                    "tx-scatter-gather-fraglist",
+                    "tx-tcp-ecn-segmentation",
+                    "tx-tcp-mangleid-segmentation",
+                    "tx-tcp-segmentation",
+                    "tx-tcp6-segmentation",
+                    "tx-udp-segmentation",
+                    "tx-vlan-hw-insert",
+                ] {
+                    let feature = features.iter().find(|feature| feature.name == off);
+                    assert!(feature.is_some_and(|feature| !feature.on), "{name}: {feature:?}, {off}");
+                }
+            }
+            assert_eq!(link::by_name("elevenbytes").unwrap().mac, Some(MAC));
+            for (address, _) in addresses {
+                let ip: IpAddr = address.parse().unwrap();
+                UdpSocket::bind((ip, 0)).unwrap_or_else(|error| panic!("{address}: {error}"));
+            }
+            let mut ipv6 = String::new();
+            std::fs::File::open("/proc/thread-self/net/if_inet6").unwrap().read_to_string(&mut ipv6).unwrap();
+            assert!(!ipv6.contains("fe80"), "{ipv6}");
+            drop(pair);
+            assert!(!exists("elevenbytes") && !exists("elevenbytes-xdp"));
+            Claim::take("elevenbytes").expect("the claim ends with it");
+        });
+    }
+
+    #[test]
+    fn a_new_pair_says_nothing_but_which_groups_its_ipv6_addresses_are_in() {
+        for (addresses, says) in [(&[("10.9.0.1", 24)][..], false), (&[("10.9.0.1", 24), ("fd00:9::1", 64)], true)] {
+            let Some(namespace) = NetNs::new() else { return };
+            namespace.run(|| {
+                // Every protocol, on every interface.
+                let protocol = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
+                let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol)).unwrap();
+                // Router solicitations and multicast reports come within the first second.
+                socket.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
+                let _pair = VethPair::open(config("icx0", 1400, addresses)).unwrap();
+                let mut frame = [0; 256];
+                let mut heard = false;
+                while let Ok(length) = (&socket).read(&mut frame) {
+                    let frame = &frame[..length];
+                    heard = true;
+                    // IPv6 from :: to ff02::16, hop-by-hop options, ICMPv6 type 143 (RFC 3810 section 5.2).
+                    let report = [&[0; 16][..], &[0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x16]].concat();
+                    assert!(length >= 63 && frame[22..54] == report && frame[62] == 143, "{frame:02x?}");
+                }
+                assert_eq!(heard, says);
+                // Anything else would have been heard.
+                UdpSocket::bind("10.9.0.1:0").unwrap().send_to(b"x", "10.9.0.2:9").unwrap();
+                let length = (&socket).read(&mut frame).expect("an ARP request");
+                assert_eq!(&frame[..length][12..14], [0x08, 0x06]);
+            });
+        }
+    }
+
+    #[test]
+    fn the_mtu_changes_on_both_ends_within_its_limits() {
+        let Some(namespace) = NetNs::new() else { return };
+        let pair = namespace.run(|| VethPair::open(config("icx0", 1400, &[("fd00:9::1", 64)])).unwrap());
+        let mtus = || namespace.run(|| ["icx0", "icx0-xdp"].map(|name| link::by_name(name).unwrap().mtu));
+        // From a thread in another namespace.
+        for mtu in [1300, 1280, 3000] {
+            pair.set_mtu(mtu).unwrap();
+            assert_eq!(mtus(), [mtu; 2]);
+        }
+        let error = pair.set_mtu(1279).unwrap_err();
+        assert!(matches!(error, VethError::Device(DeviceError::BadMtu { given: 1279, least: 1280 })), "{error:?}");
+        assert_eq!(mtus(), [3000; 2]);
+        drop(pair);
+        assert!(!namespace.run(|| exists("icx0-xdp")));
+    }
+
+    #[test]
+    fn a_pair_of_a_living_instance_is_left_alone() {
+        let Some(namespace) = NetNs::new() else { return };
+        namespace.run(|| {
+            let pair = VethPair::open(config("icx0", 1400, &[])).unwrap();
+            let error = VethPair::open(config("icx0", 1400, &[])).unwrap_err();
+            assert!(matches!(&error, VethError::Busy { source: ClaimError::Busy { .. }, .. }), "{error:?}");
+            assert!(error.to_string().contains("icx0"), "{error}");
+            assert_eq!(link::by_name("icx0").unwrap().index, pair.index());
+            VethPair::open(config("icx1", 1400, &[])).expect("another name is free");
+        });
+    }
+
+    #[test]
+    fn what_a_killed_instance_left_is_replaced() {
+        let Some(namespace) = NetNs::new() else { return };
+        namespace.run(|| {
+            let killed = VethPair::open(config("icx0", 1400, &[("10.9.0.1", 24)])).unwrap();
+            let indices = [killed.index(), killed.inner_index()];
+            abandon(killed);
+            assert!(exists("icx0"));
+            let pair = VethPair::open(config("icx0", 1300, &[("10.9.0.1", 24)])).unwrap();
+            assert!(!indices.contains(&pair.index()) && !indices.contains(&pair.inner_index()));
+            assert_eq!(link::by_name("icx0").unwrap().mtu, 1300);
+            drop(pair);
+
+            // One that was killed before it could mark what it had made.
+            let make = || {
+                let request = new_pair(&config("icx0", 1400, &[]), "icx0-xdp");
+                Netlink::open().unwrap().request(request, NLM_F_CREATE | NLM_F_EXCL).unwrap();
+            };
+            let mut claim = Claim::take("icx0").unwrap();
+            claim.note(MAKING).unwrap();
+            make();
+            claim.abandon();
+            std::mem::forget(claim);
+            VethPair::open(config("icx0", 1400, &[])).expect("what was being made is replaced");
+            make();
+            let error = VethPair::open(config("icx0", 1400, &[])).unwrap_err();
+            assert!(matches!(&error, VethError::Occupied(name) if name == "icx0"), "{error:?}");
+        });
+    }
+
+    #[test]
+    fn what_others_made_is_refused_and_failure_leaves_nothing() {
+        let Some(namespace) = NetNs::new() else { return };
+        namespace.run(|| {
+            let request = new_pair(&config("other", 1400, &[]), "icx0-xdp");
+            Netlink::open().unwrap().request(request, NLM_F_CREATE | NLM_F_EXCL).unwrap();
+            let error = VethPair::open(config("icx0", 1400, &[])).unwrap_err();
+            assert!(matches!(&error, VethError::Occupied(name) if name == "icx0-xdp"), "{error:?}");
+            assert!(error.to_string().contains("ip link del icx0-xdp"), "{error}");
+            assert!(exists("icx0-xdp") && !exists("icx0"));
+            delete("icx0-xdp").unwrap();
+            let error = VethPair::open(config("lo", 1400, &[])).unwrap_err();
+            assert!(matches!(&error, VethError::Occupied(name) if name == "lo"), "{error:?}");
+
+            // The kernel refuses the second of two equal addresses, after the pair was made.
+            let error = VethPair::open(config("icx0", 1400, &[("10.9.0.1", 24), ("10.9.0.1", 24)])).unwrap_err();
+            assert_eq!(error.errno(), Some(libc::EEXIST), "{error:?}");
+            assert!(error.to_string().contains("10.9.0.1/24"), "{error}");
+            assert!(!exists("icx0") && !exists("icx0-xdp"));
+            let multicast = VethConfig { mac: MacAddr([1; 6]), ..config("icx0", 1400, &[]) };
+            let error = VethPair::open(multicast).unwrap_err();
+            assert!(error.to_string().contains("01:01:01:01:01:01"), "{error}");
+            assert!(!exists("icx0") && !exists("icx0-xdp"));
+        });
+    }
+
+    #[test]
+    fn a_host_end_that_was_moved_away_goes_with_the_pair() {
+        let Some((here, there)) = NetNs::new().zip(NetNs::new()) else { return };
+        here.run(|| {
+            let pair = VethPair::open(config("icx0", 1400, &[])).unwrap();
+            there.take_in(pair.index());
+            assert!(there.run(|| exists("icx0")) && !exists("icx0"));
+            drop(pair);
+            assert!(!exists("icx0-xdp") && !there.run(|| exists("icx0")));
+        });
+    }
 }

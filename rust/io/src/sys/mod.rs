@@ -24,8 +24,15 @@ mod xsk;
 
 pub(crate) use checksum::use_wide_checksums;
 pub(crate) use epoll::{epoll_arm, epoll_set, epoll_take};
+#[cfg(feature = "afxdp")]
+pub(crate) use ethtool::{
+    Channels, FeatureChange, driver_name, ethtool_channels, ethtool_feature_names, ethtool_features,
+    ethtool_set_features,
+};
 pub(crate) use event::{Interest, event_fd, poll};
 use interface::interface_request;
+#[cfg(all(test, feature = "afxdp"))]
+pub(crate) use netns::mount_sysfs;
 #[cfg(test)]
 pub(crate) use netns::{enter_network_namespace, unshare_network_namespace};
 pub(crate) use process::set_parent_death_signal;
