@@ -30,9 +30,13 @@ pub use config::{
     ForwarderState, LinkStatus, NextHopState, VethDevice, ZeroCopy,
 };
 pub use forwarder::Forwarder;
+pub use claim::ClaimError;
+pub use nic::NicError;
+pub use offload::OffloadError;
 pub use program::{AttachError, AttachMode, AttachedMode, FilterCounters};
 pub use support::{XdpSupport, probe};
 pub use transform::Transform;
+pub use veth::VethError;
 pub use worker::ForwarderCounters;
 
 #[cfg(test)]
