@@ -1,9 +1,10 @@
-//! Requests to the kernel's routing netlink, one at a time and synchronous.
+//! Requests to the kernel's netlink, one at a time and synchronous.
 
 use std::io;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
@@ -32,7 +33,7 @@ impl NetlinkError {
     }
 }
 
-/// A socket to the routing netlink of the network namespace in which it was opened.
+/// A socket to the netlink of the network namespace in which it was opened.
 #[derive(Debug)]
 pub(crate) struct Netlink {
     socket: Socket,
@@ -40,22 +41,26 @@ pub(crate) struct Netlink {
 }
 
 impl Netlink {
+    /// To routing netlink, whose messages are `RouteNetlinkMessage`s.
     pub(crate) fn open() -> Result<Self, NetlinkError> {
-        let mut socket =
-            Socket::new(NETLINK_ROUTE).map_err(|source| NetlinkError::Socket { call: "socket", source })?;
+        Self::open_protocol(NETLINK_ROUTE)
+    }
+
+    /// To one of `netlink_sys::protocols`.
+    pub(crate) fn open_protocol(protocol: isize) -> Result<Self, NetlinkError> {
+        let mut socket = Socket::new(protocol).map_err(|source| NetlinkError::Socket { call: "socket", source })?;
         socket.bind_auto().map_err(|source| NetlinkError::Socket { call: "bind", source })?;
         Ok(Netlink { socket, sequence: 0 })
     }
 
     /// Sends one request with `flags` (`NLM_F_REQUEST | NLM_F_ACK` are added) and returns the messages with which the
     /// kernel answered before it acknowledged.
-    pub(crate) fn request(
-        &mut self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+    pub(crate) fn request<M>(&mut self, message: M, flags: u16) -> Result<Vec<M>, NetlinkError>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut request = NetlinkMessage::from(message);
+        let mut request = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(message));
         request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
         request.header.sequence_number = self.sequence;
         request.finalize();
@@ -79,10 +84,10 @@ impl Netlink {
     }
 
     /// Takes the messages of one datagram; true when the request is answered in full.
-    fn read(&self, mut bytes: &[u8], answers: &mut Vec<RouteNetlinkMessage>) -> Result<bool, NetlinkError> {
+    fn read<M: NetlinkDeserializable>(&self, mut bytes: &[u8], answers: &mut Vec<M>) -> Result<bool, NetlinkError> {
         while !bytes.is_empty() {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes)
-                .map_err(|error| NetlinkError::Malformed(error.to_string()))?;
+            let message =
+                NetlinkMessage::<M>::deserialize(bytes).map_err(|error| NetlinkError::Malformed(error.to_string()))?;
             let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
             // Messages are aligned to 4 bytes (RFC 3549 section 2.3.2).
             let next = length.max(1).next_multiple_of(4).min(bytes.len());

@@ -506,12 +506,17 @@ impl Supervisor {
         let mut attempts = 0;
         self.ask_next_hops(notice);
         loop {
-            let monitor = Interest::readable(self.monitor.fd());
-            let [_, ended] = match &running {
-                Some(running) => self.stop.wait([monitor, Interest::readable(running.stop.fd())], Some(TICK))?,
-                None => {
-                    let [monitor] = self.stop.wait([monitor], Some(TICK))?;
-                    [monitor, Interest::readable(self.stop.fd())]
+            let has_ended = {
+                let monitor = Interest::readable(self.monitor.fd());
+                match &running {
+                    Some(running) => {
+                        let workers = Interest::readable(running.stop.fd());
+                        self.stop.wait([monitor, workers], Some(TICK))?[1].is_ready()
+                    }
+                    None => {
+                        self.stop.wait([monitor], Some(TICK))?;
+                        false
+                    }
                 }
             };
             if self.stop.is_stopped() {
@@ -519,7 +524,6 @@ impl Supervisor {
                 return Ok(());
             }
             let changes = self.monitor.drain();
-            let has_ended = running.is_some() && ended.is_ready();
             if changes.link || changes.lost || has_ended || running.is_none() {
                 match self.look_at_link(running.is_some())? {
                     Seen::Same => {}

@@ -25,12 +25,12 @@ mod umem;
 mod veth;
 mod worker;
 
+pub use claim::ClaimError;
 pub use config::{
     BusyPoll, DeviceConfig, DeviceInfo, ForwarderConfig, ForwarderError, ForwarderInfo, ForwarderNotice,
     ForwarderState, LinkStatus, NextHopState, VethDevice, ZeroCopy,
 };
 pub use forwarder::Forwarder;
-pub use claim::ClaimError;
 pub use nic::NicError;
 pub use offload::OffloadError;
 pub use program::{AttachError, AttachMode, AttachedMode, FilterCounters};

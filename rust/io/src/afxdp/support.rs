@@ -10,6 +10,7 @@ use netlink_packet_core::{
 use netlink_sys::protocols::NETLINK_GENERIC;
 use socket2::{Domain, Socket, Type};
 
+use super::offload::Ethtool;
 use super::program::{AttachError, LoadedProgram};
 use crate::link::{self, LinkError};
 use crate::netlink::{Netlink, NetlinkError};
@@ -35,11 +36,13 @@ pub struct XdpSupport {
 /// It changes nothing: a program is loaded, but not attached.
 pub fn probe(interface: &str) -> Result<XdpSupport, LinkError> {
     let link = link::by_name(interface)?;
-    let driver = sys::driver_name(interface).ok().filter(|name| !name.is_empty());
+    let ethtool = Ethtool::open().ok();
+    let driver = ethtool.as_ref().and_then(|ethtool| ethtool.driver(interface));
+    let channels = ethtool.and_then(|ethtool| ethtool.channels(interface).ok().flatten());
     let features = features(link.index).map_err(|source| LinkError::Lookup { name: interface.to_owned(), source })?;
     Ok(XdpSupport {
         driver,
-        queues: sys::receive_queues(interface).ok().filter(|queues| *queues > 0),
+        queues: channels.map(|channels| channels.rx + channels.combined).filter(|queues| *queues > 0),
         native: features.map(|bits| bits & NATIVE_FEATURES == NATIVE_FEATURES),
         zero_copy: features.map(|bits| bits & XDP_FEATURE_ZERO_COPY != 0),
         missing: missing(),

@@ -48,6 +48,4 @@ pub(crate) use affinity::{current_affinity, pin_to};
 #[cfg(feature = "afxdp")]
 pub(crate) use busy_poll::set_busy_poll;
 #[cfg(feature = "afxdp")]
-pub(crate) use ethtool::{driver_name, features, receive_queues, set_features};
-#[cfg(feature = "afxdp")]
 pub(crate) use xsk::{Frame, Kick, Umem, XDP_HEADROOM, Xsk, XskConfig, XskDrops};
