@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::panic::resume_unwind;
 use std::thread;
 
+use icx_proto::MacAddr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
@@ -65,10 +66,26 @@ impl NetNs {
 
     /// The same with so many queues in both directions.
     pub(crate) fn connect_queues(&self, other: &NetNs, ours: (IpAddr, u8), theirs: (IpAddr, u8), queues: u32) {
+        self.connect_with(other, ours, theirs, queues, None);
+    }
+
+    /// The same with given hardware addresses.
+    pub(crate) fn connect_with(
+        &self,
+        other: &NetNs,
+        ours: (IpAddr, u8),
+        theirs: (IpAddr, u8),
+        queues: u32,
+        macs: Option<[MacAddr; 2]>,
+    ) {
         let mut peer = LinkMessage::default();
         peer.attributes = vec![LinkAttribute::IfName("under".into()), LinkAttribute::NetNsFd(other.0.as_raw_fd())];
         let mut link = LinkMessage::default();
         link.attributes = vec![LinkAttribute::IfName("under".into())];
+        if let Some([ours, theirs]) = macs {
+            link.attributes.push(LinkAttribute::Address(ours.0.to_vec()));
+            peer.attributes.push(LinkAttribute::Address(theirs.0.to_vec()));
+        }
         for end in [&mut peer, &mut link] {
             end.attributes.extend([LinkAttribute::NumTxQueues(queues), LinkAttribute::NumRxQueues(queues)]);
         }

@@ -119,10 +119,4 @@ impl Port {
         pool.free.append(&mut self.waiting);
         count
     }
-
-    /// Frames that the kernel has or that wait for it.
-    #[cfg(test)]
-    pub(super) fn held(&self) -> usize {
-        self.waiting.len()
-    }
 }
