@@ -336,6 +336,20 @@ export const INTRUSION = { target: "192.168.79.2", peer: "192.168.77.1", strange
 
 let serial = 0;
 
+/** What moves the packets of nodes that a lab starts, unless their own options say so: options of `icx up`. */
+const DATAPATHS = {
+  "tun": [],
+  "afxdp, veth": ["--datapath", "afxdp", "--device", "veth"],
+  "afxdp, veth, generic": ["--datapath", "afxdp", "--device", "veth", "--xdp-attach", "generic"],
+  "afxdp, tun": ["--datapath", "afxdp", "--device", "tun"],
+} as const;
+
+/** What moves packets in a test. */
+export type DatapathName = keyof typeof DATAPATHS;
+
+/** That of the test that runs. */
+let datapath: readonly string[] = [];
+
 /** The two hosts `a` and `b`, and what is between and beside them. */
 export class Lab {
   readonly a: Host;
@@ -479,6 +493,7 @@ export class Lab {
         ...["--identity-key", host.keyFile, "--peer-key", peer.publicKey],
         ...["--address", `${host.inner4}/24`, "--address", `${host.inner6}/64`],
         ...["--log-format", "json", "--stats-interval", statsInterval],
+        ...datapath,
         ...extra,
         endpoint,
       ]),
@@ -553,6 +568,20 @@ export function drops(counters: Counters): Counters {
       /^(rx|tx)_/.test(name) && !kept.some((suffix) => name.endsWith(suffix)) && value !== 0
     ),
   );
+}
+
+/** The same test over several datapaths. */
+export function privilegedOver(datapaths: readonly DatapathName[], name: string, body: () => Promise<void>): void {
+  for (const kind of datapaths) {
+    privileged(kind === "tun" ? name : `${kind}: ${name}`, async () => {
+      datapath = DATAPATHS[kind];
+      try {
+        await body();
+      } finally {
+        datapath = [];
+      }
+    });
+  }
 }
 
 /** A test that needs root: skipped with a reason without it, or failed where `ICX_TEST_PRIVILEGED=1` demands it. */

@@ -1,7 +1,9 @@
 /** What a node lets through: peer filter, allowed routes, rate limit, source ports. */
 import assert from "node:assert/strict";
 import { gains, settled } from "./_adversary.ts";
-import { eventually, Lab, privileged } from "./_lab.ts";
+import { type DatapathName, eventually, Lab, privileged, privilegedOver } from "./_lab.ts";
+
+const EVERY: readonly DatapathName[] = ["tun", "afxdp, veth"];
 
 /** Counts what nftables sees of tunnel datagrams arriving at `host`, by source port. */
 async function sourcePorts(lab: Lab, host: Lab["a"], body: () => Promise<void>): Promise<Set<number>> {
@@ -74,30 +76,34 @@ privileged(
   },
 );
 
-privileged("allowed routes: only matching pairs are sent, and only matching pairs are accepted", async () => {
-  await using strict = await Lab.create();
-  const narrow = ["--allowed-route", "10.9.0.0/24=10.9.0.0/24"];
-  const [a, b] = await strict.tunnel([], narrow);
-  await strict.a.ok(["ping", "-c", "3", "-i", "0.05", "-W", "2", strict.b.inner4]);
+privilegedOver(
+  EVERY,
+  "allowed routes: only matching pairs are sent, and only matching pairs are accepted",
+  async () => {
+    await using strict = await Lab.create();
+    const narrow = ["--allowed-route", "10.9.0.0/24=10.9.0.0/24"];
+    const [a, b] = await strict.tunnel([], narrow);
+    await strict.a.ok(["ping", "-c", "3", "-i", "0.05", "-W", "2", strict.b.inner4]);
 
-  // b accepts and sends IPv4 of the tunnel network only.
-  const before = await b.counters();
-  assert.notEqual((await strict.a.run(["ping", "-6", "-c", "3", "-i", "0.05", "-W", "1", strict.b.inner6])).code, 0);
-  assert.notEqual((await strict.b.run(["ping", "-6", "-c", "2", "-i", "0.05", "-W", "1", strict.a.inner6])).code, 0);
-  const after = await b.counters();
-  assert((after["rx_invalid_src"] ?? 0) >= (before["rx_invalid_src"] ?? 0) + 3, JSON.stringify(after));
-  assert((after["tx_no_route"] ?? 0) >= (before["tx_no_route"] ?? 0) + 2, JSON.stringify(after));
+    // b accepts and sends IPv4 of the tunnel network only.
+    const before = await b.counters();
+    assert.notEqual((await strict.a.run(["ping", "-6", "-c", "3", "-i", "0.05", "-W", "1", strict.b.inner6])).code, 0);
+    assert.notEqual((await strict.b.run(["ping", "-6", "-c", "2", "-i", "0.05", "-W", "1", strict.a.inner6])).code, 0);
+    const after = await b.counters();
+    assert((after["rx_invalid_src"] ?? 0) >= (before["rx_invalid_src"] ?? 0) + 3, JSON.stringify(after));
+    assert((after["tx_no_route"] ?? 0) >= (before["tx_no_route"] ?? 0) + 2, JSON.stringify(after));
 
-  // A destination outside the pair, from a source inside.
-  await strict.b.ok(["ip", "addr", "add", "10.8.0.2/32", "dev", "icx0"]);
-  await strict.a.ok(["ip", "route", "add", "10.8.0.2/32", "dev", "icx0", "src", strict.a.inner4]);
-  assert.notEqual((await strict.a.run(["ping", "-c", "2", "-i", "0.05", "-W", "1", "10.8.0.2"])).code, 0);
-  assert((((await b.counters())["rx_invalid_dst"]) ?? 0) >= 2);
-  await a.stop();
-  await b.stop();
-});
+    // A destination outside the pair, from a source inside.
+    await strict.b.ok(["ip", "addr", "add", "10.8.0.2/32", "dev", "icx0"]);
+    await strict.a.ok(["ip", "route", "add", "10.8.0.2/32", "dev", "icx0", "src", strict.a.inner4]);
+    assert.notEqual((await strict.a.run(["ping", "-c", "2", "-i", "0.05", "-W", "1", "10.8.0.2"])).code, 0);
+    assert((((await b.counters())["rx_invalid_dst"]) ?? 0) >= 2);
+    await a.stop();
+    await b.stop();
+  },
+);
 
-privileged("rate limit: what passes stays under it, and every packet beyond it is counted", async () => {
+privilegedOver(EVERY, "rate limit: what passes stays under it, and every packet beyond it is counted", async () => {
   await using lab = await Lab.create();
   const [a, b] = await lab.tunnel([], ["--rx-rate-limit", "100"]);
   const [sentBefore, before] = [await a.counters(), (await settled(b)).counters];
@@ -116,18 +122,22 @@ privileged("rate limit: what passes stays under it, and every packet beyond it i
   await b.stop();
 });
 
-privileged("a peer with another VNI: the handshake works, nothing opens, and the node says why", async () => {
-  await using lab = await Lab.create();
-  const [a, b] = await lab.tunnel(["--vni", "5"], ["--vni", "6"]);
-  const ping = lab.spawn(lab.a, ["ping", "-i", "0.2", lab.b.inner4]);
-  const event = await a.event("no-return-traffic", 20_000);
-  assert.match(JSON.stringify(event), /VNI/);
-  await eventually(
-    "the other VNI's frames are counted",
-    5_000,
-    async () => ((await b.counters())["rx_unknown_vni"] ?? 0) > 5,
-  );
-  ping.kill("SIGKILL");
-  await a.stop();
-  await b.stop();
-});
+privilegedOver(
+  EVERY,
+  "a peer with another VNI: the handshake works, nothing opens, and the node says why",
+  async () => {
+    await using lab = await Lab.create();
+    const [a, b] = await lab.tunnel(["--vni", "5"], ["--vni", "6"]);
+    const ping = lab.spawn(lab.a, ["ping", "-i", "0.2", lab.b.inner4]);
+    const event = await a.event("no-return-traffic", 20_000);
+    assert.match(JSON.stringify(event), /VNI/);
+    await eventually(
+      "the other VNI's frames are counted",
+      5_000,
+      async () => ((await b.counters())["rx_unknown_vni"] ?? 0) > 5,
+    );
+    ping.kill("SIGKILL");
+    await a.stop();
+    await b.stop();
+  },
+);

@@ -1,14 +1,21 @@
 /** Nodes that are killed, stopped, suspended and started again: traffic comes back, and nothing is in the way. */
 import assert from "node:assert/strict";
-import { eventually, ICX, Lab, ok, privileged, run } from "./_lab.ts";
+import { type DatapathName, eventually, ICX, Lab, ok, privileged, privilegedOver, run } from "./_lab.ts";
 import { BACK_WITHIN_MS, byRole, Pinging, report, restart, returnAfter, suspendEach, Transfer } from "./_restart.ts";
 import { Clocks } from "./_suspend.ts";
 
 const HOUR_MS = 3_600_000;
 
+/** Over which datapaths a node is ended how. */
+const ENDS: Readonly<Record<"SIGTERM" | "SIGKILL", readonly DatapathName[]>> = {
+  SIGTERM: ["tun", "afxdp, tun"],
+  SIGKILL: ["tun", "afxdp, veth"],
+};
+
 for (const how of ["SIGTERM", "SIGKILL"] as const) {
   for (const which of ["initiator", "responder"] as const) {
-    privileged(
+    privilegedOver(
+      ENDS[how],
       `${how} and restart of the ${which} under load: traffic is back, and a transfer carries on`,
       async () => {
         await using lab = await Lab.create();
@@ -38,9 +45,13 @@ privileged(
   },
 );
 
-privileged("SIGSTOP for 5 s and SIGCONT, of either side, under load and rekeying: the session survives", async () => {
-  await suspendEach(5, { sessionsSurvive: true });
-});
+privilegedOver(
+  ["tun", "afxdp, veth"],
+  "SIGSTOP for 5 s and SIGCONT, of either side, under load and rekeying: the session survives",
+  async () => {
+    await suspendEach(5, { sessionsSurvive: true });
+  },
+);
 
 privileged("a suspend beyond the life of the keys: they are not used again, and new ones come at once", async () => {
   await using lab = await Lab.create();

@@ -270,6 +270,8 @@ impl Forwarder {
         on_end: Box<dyn FnOnce(Result<(), ForwarderError>) + Send>,
     ) -> Result<(), ForwarderError> {
         let Some(mut supervisor) = lock(&self.ready).take() else { return Err(ForwarderError::Started) };
+        // Before the first frame, where the kernel knows them already.
+        supervisor.ask_next_hops(&*on_notice);
         let running = supervisor.begin()?;
         let body = move || {
             let result = supervisor.watch_over(running, &*on_notice);
@@ -504,7 +506,6 @@ impl Supervisor {
     fn watch_over(&mut self, first: Running, notice: &dyn Fn(ForwarderNotice)) -> Result<(), ForwarderError> {
         let mut running = Some(first);
         let mut attempts = 0;
-        self.ask_next_hops(notice);
         loop {
             let has_ended = {
                 let monitor = Interest::readable(self.monitor.fd());
@@ -542,7 +543,6 @@ impl Supervisor {
                         Ok(session) => {
                             attempts = 0;
                             running = Some(session);
-                            self.known.clear();
                             self.ask_next_hops(notice);
                             self.tell_link(LinkStatus::Up, notice);
                         }

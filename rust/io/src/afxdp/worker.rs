@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use icx_proto::engine::{Destination, Engine, RxVerdict, SealSink, TxVerdict};
+use icx_proto::counters::TxDrop;
+use icx_proto::engine::{Destination, Engine, Mode, RxVerdict, SealSink, TxVerdict};
 use icx_proto::wire::ethernet;
 use icx_proto::wire::mss::Syn;
 use icx_proto::{Instant, Vni};
@@ -19,6 +20,7 @@ use super::umem::{BATCH, Pool, Port};
 use crate::clock;
 use crate::counters::{count, counters};
 use crate::ends::MAX_PACKET_BYTES;
+use crate::icmp::TooBig;
 use crate::pump::{Idle, Latency, PumpError, TunSide, WorkerCounters};
 use crate::sys::{Frame, Interest, Umem, XskDrops};
 use crate::tun::Tun;
@@ -127,7 +129,7 @@ pub(super) struct WorkerParts {
 pub(super) fn work(shared: &Shared, parts: WorkerParts, stop: &Stop, number: usize) -> Result<(), PumpError> {
     let now = clock::now();
     let side = match (&shared.inner, parts.device) {
-        (&Inner::Veth { headroom, mtu }, Some(port)) => Side::Veth(VethSide { port, headroom, mtu }),
+        (&Inner::Veth { headroom, mtu }, Some(port)) => Side::Veth(VethSide { port, headroom, mtu, too_big: TooBig::new(now) }),
         (Inner::Tun(tun), None) => {
             let counters = &shared.tally.counters[number];
             Side::Tun(TunSide::new((tun, number), &shared.engine, shared.clamp_mss, counters, now))
@@ -170,6 +172,7 @@ struct VethSide {
     port: Port,
     headroom: usize,
     mtu: u32,
+    too_big: TooBig,
 }
 
 /// The outer side, and what both sides use.
@@ -346,11 +349,40 @@ impl VethSide {
                 count(&outer.own.neighbor_replies, 1);
                 self.port.waiting.push(frame);
             }
+            Some(TxVerdict::Drop(TxDrop::TooBig)) => {
+                count(&outer.counters.device_read_packets, 1);
+                self.answer_too_big(outer, now, frame, at..len);
+            }
             Some(TxVerdict::Drop(_)) | None => {
                 count(&outer.counters.device_read_packets, 1);
                 outer.pool.free.push(frame);
             }
         }
+    }
+
+    /// Tells the sender of a packet that was too big how large it may be, in the packet's own frame.
+    fn answer_too_big(&mut self, outer: &mut Outer<'_>, now: Instant, mut frame: Frame, place: Range<usize>) {
+        let umem = &outer.pool.umem;
+        let room = umem.room(&mut frame);
+        let mut reply = [0; TooBig::MAX_BYTES];
+        let answered = room.get(place.start + ethernet::HEADER_LEN..place.end).and_then(|packet| {
+            let mtu = outer.shared.engine.inner_mtu_for(packet).unwrap_or(self.mtu);
+            self.too_big.reply(now, packet, mtu, &mut reply)
+        });
+        let (Some(length), Mode::L2 { host_mac, gateway_mac }) = (answered, outer.shared.engine.mode()) else {
+            outer.pool.free.push(frame);
+            return;
+        };
+        let ethertype =
+            if reply[0] >> 4 == 6 { ethernet::ETHERTYPE_IPV6 } else { ethernet::ETHERTYPE_IPV4 };
+        let (link, body) = room.split_at_mut(ethernet::HEADER_LEN);
+        if let Some(link) = link.first_chunk_mut() {
+            ethernet::Header { destination: host_mac, source: gateway_mac, ethertype }.emit(link);
+        }
+        body[..length].copy_from_slice(&reply[..length]);
+        umem.set_len(&mut frame, ethernet::HEADER_LEN + length);
+        count(&outer.counters.device_write_packets, 1);
+        self.port.waiting.push(frame);
     }
 
     fn inbound(&mut self, outer: &mut Outer<'_>, now: Instant) -> bool {

@@ -143,7 +143,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }));
     let transform = PassThrough {
         engine: Arc::clone(&engine),
-        vni: Vni::try_from(1)?,
+        vni: Vni::new(1)?,
         local: outer::Endpoint { addr: local, mac },
         peer: outer::Endpoint { addr: args.required("peer")?, mac: peer_mac },
         counter: AtomicU64::new(1),
