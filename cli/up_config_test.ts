@@ -40,6 +40,43 @@ Deno.test("the defaults are those of the protocol", () => {
   }]);
 });
 
+/** What is said of AF_XDP where nothing is asked for. */
+const NO_AFXDP = {
+  device: undefined,
+  attach: "auto",
+  zeroCopy: "auto",
+  cpuPin: false,
+  busyPoll: undefined,
+  pcapFile: undefined,
+} as const;
+
+Deno.test("the options of AF_XDP reach the configuration", () => {
+  const config = nodeConfigOf(parse(
+    ...["--datapath", "afxdp", "--device", "tun", "--xdp-attach", "generic", "--zero-copy", "off", "--cpu-pin"],
+    ...[
+      "--busy-poll",
+      "20",
+      "--busy-poll-budget",
+      "8",
+      "--pcap-file",
+      "both.pcapng",
+      "--outer-udp-checksum",
+      "peer:6081",
+    ],
+  ));
+  strictEqual(config.datapath, "afxdp");
+  strictEqual(config.outerUdpChecksum, true);
+  deepStrictEqual(config.afxdp, {
+    device: "tun",
+    attach: "generic",
+    zeroCopy: "off",
+    cpuPin: true,
+    busyPoll: { microseconds: 20, budget: 8 },
+    pcapFile: "both.pcapng",
+  });
+  deepStrictEqual(nodeConfigOf(parse("--datapath", "afxdp", "peer:6081")).afxdp, NO_AFXDP);
+});
+
 Deno.test("each option reaches the configuration", () => {
   const config = nodeConfigOf(parse(
     ...["--local-address", "2001:db8::1", "-p", "7081", "--control-port", "7082", "--peer-control-port", "7083"],
@@ -63,6 +100,9 @@ Deno.test("each option reaches the configuration", () => {
     sourcePortHashing: true,
     copyEcn: true,
     copyDscp: true,
+    outerUdpChecksum: false,
+    datapath: "auto",
+    afxdp: NO_AFXDP,
     queues: 3,
     latency: "low",
     clampMss: true,
@@ -90,7 +130,12 @@ Deno.test("what does not fit together is told in terms of the options", () => {
     [["--allowed-route", "10.9.0.0/24=fd00::/64"], "--allowed-route", "IP version"],
     [["--address", "10.9.0.1/33"], "--address", "10.9.0.1/33"],
     [["--local-address", "300.0.0.1"], "--local-address", "300.0.0.1"],
-    [["--outer-udp-checksum"], "--outer-udp-checksum", "leave the option out"],
+    [["--outer-udp-checksum"], "--outer-udp-checksum", "leave it out, or add --datapath afxdp"],
+    [["--device", "veth", "--datapath", "tun"], "--device", "--datapath tun"],
+    [["--cpu-pin"], "--cpu-pin", "--datapath auto"],
+    [["--datapath", "afxdp", "--busy-poll-budget", "8"], "--busy-poll-budget", "add it"],
+    [["--datapath", "afxdp", "-t", "twelve-bytes"], "--tun-device", "11 bytes"],
+    [["--datapath", "afxdp", "--zero-copy", "require"], "--zero-copy", 'use device "tun"'],
   ] as const;
   for (const [args, option, told] of rows) {
     throws(() => nodeConfigOf(parse(...args, "peer:6081")), (error) => {

@@ -12,7 +12,7 @@ interface Stamp {
   readonly sources?: string;
   /** Size and modification time of the library as it was placed. */
   readonly library?: string;
-  /** The same of the artifact for AF_XDP; empty when it is older than the sources. */
+  /** The same of the artifact for AF_XDP; empty when it is older than the sources, `absent` where it cannot be built. */
   readonly afxdp?: string;
   /** Digest of everything the test kit is built from. */
   readonly testKit?: string;

@@ -31,7 +31,10 @@ export async function buildLibrary(checkout: Checkout, out: Console): Promise<vo
   if (await isPlaced(AFXDP_LIBRARY, (await checkout.stamp()).afxdp)) return;
   // What cargo would only say in the middle of a build script.
   if (!(await run("clang", ["--version"])).ok) {
+    const absent = { afxdp: "absent" };
+    if ((await checkout.stamp()).afxdp === absent.afxdp) return;
     out.line("there is no clang, so the library for the AF_XDP datapath is left out");
+    await checkout.updateStamp(absent);
     return;
   }
   const artifacts = await out.step(

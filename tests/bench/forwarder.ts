@@ -10,7 +10,7 @@ import { fileURLToPath } from "node:url";
 import { ICX, Namespace, ok, type Running } from "../netns/_lab.ts";
 import { mkdtemp, rm } from "node:fs/promises";
 
-const PASS_THROUGH = fileURLToPath(new URL("../../native/lib/icx-pass-through", import.meta.url));
+const PASS_THROUGH = fileURLToPath(new URL("../../rust/target/release/icx-pass-through", import.meta.url));
 const ROUNDS = 3;
 const SECONDS = 3;
 const SMALL_BYTES = 22;
