@@ -222,7 +222,7 @@ function announce(args: UpArguments, node: { readonly config: NodeConfig; readon
     ],
     ...(info.forwarder === undefined || info.forwarder.settings.length === 0
       ? []
-      : [["until the end", `${info.forwarder.interface} has ${info.forwarder.settings.join(", ")}`]]),
+      : [["changed", `until the end ${info.forwarder.interface} has ${info.forwarder.settings.join(", ")}`]]),
     ["device", `${info.device.name}, MTU ${info.device.mtuBytes}, ${addresses}`],
     ["offload", offloads === "" ? "none" : offloads],
     ["may pass", routes.join("; ")],

@@ -80,7 +80,7 @@ export interface ForwarderOptions {
 }
 
 /**
- * A forwarder over AF_XDP. Library: artifact `afxdp`. It needs CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF.
+ * A forwarder over AF_XDP. Library: artifact `afxdp`. It needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_PERFMON.
  *
  * It is opened with everything that it needs, or throws and has changed nothing. `start` moves packets until its signal aborts, and has
  * given everything back when it returns, however it does; it works once. `close` may come at any moment and again.

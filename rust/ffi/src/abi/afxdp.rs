@@ -11,7 +11,7 @@ use crate::guard::guard;
 /// attach = "auto" | "native" | "generic", zeroCopy = "auto" | "require" | "off", queues?, cpuPin = false,
 /// busyPoll?: {microseconds, budget}, latency = "balanced", clampMss = false, pcapFile?}`. The engine has a raw underlay with the
 /// interface's hardware address, and mode "l2" for a veth pair, "l3" for a TUN device, whose handle is gone from then on, also when
-/// this fails. Needs CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF: `ICX_EPERM`. `ICX_EBUSY` where the interface, a queue or the device is in
+/// this fails. Needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_PERFMON: `ICX_EPERM`. `ICX_EBUSY` where the interface, a queue or the device is in
 /// use, `ICX_EUNSUPPORTED`, `ICX_EINVAL`, `ICX_ESYS`. Nothing is left behind on failure.
 ///
 /// # Safety

@@ -188,6 +188,7 @@ impl Capture {
     }
 
     /// Frames in the file.
+    #[cfg(test)]
     pub(super) fn written(&self) -> u64 {
         self.shared.written.load(Ordering::Relaxed)
     }

@@ -191,6 +191,13 @@ pub enum ForwarderError {
         "interface {interface} came back with the hardware address {mac}, and the engine has {expected}: start again"
     )]
     MacChanged { interface: String, mac: MacAddr, expected: MacAddr },
+    #[error("device {0} was removed while packets were moving: start again to make it anew")]
+    DeviceRemoved(String),
+    #[error(
+        "the forwarder's memory, {} KiB for all queues, exceeds what this process may lock ({source}): raise the limit (`ulimit -l`), \
+         grant CAP_IPC_LOCK, or serve fewer --queues", .bytes / 1024
+    )]
+    LockedMemory { bytes: u64, source: io::Error },
     #[error("the forwarder was started before: open a new one")]
     Started,
 }
@@ -204,7 +211,10 @@ impl ForwarderError {
     /// The error number, where the operating system gave one.
     pub fn errno(&self) -> Option<i32> {
         match self {
-            ForwarderError::System { source, .. } | ForwarderError::NoZeroCopy { source, .. } => source.raw_os_error(),
+            ForwarderError::System { source, .. }
+            | ForwarderError::NoZeroCopy { source, .. }
+            | ForwarderError::LockedMemory { source, .. } => source.raw_os_error(),
+            ForwarderError::DeviceRemoved(_) => Some(libc::ENODEV),
             ForwarderError::Interface(_, errno) => *errno,
             ForwarderError::Worker(error) => error.errno(),
             _ => None,

@@ -32,7 +32,7 @@ use crate::sys::{self, Interest, Umem, Xsk, XskConfig};
 use crate::workers::{self, Stop, Workers, lock};
 
 /// Bound addresses and ports at most, by protocol.md section 3.
-pub const MAX_BOUND: usize = 16;
+const MAX_BOUND: usize = 16;
 
 /// How often the state of things is looked at besides what the kernel tells.
 const TICK: Duration = Duration::from_millis(250);
@@ -416,8 +416,14 @@ impl Session {
                 let action = format!("{action} queue {queue} of {interface}");
                 move |source| ForwarderError::System { action, source }
             };
-            let (umem, free) =
-                Umem::new(frames_for(sockets), *frame_bytes, RING).map_err(failed("set memory aside for"))?;
+            let frames = frames_for(sockets);
+            let (umem, free) = Umem::new(frames, *frame_bytes, RING).map_err(|source| match source.raw_os_error() {
+                Some(libc::ENOBUFS) => {
+                    let bytes = u64::from(frames.get()) * u64::from(*frame_bytes) * u64::from(*queues);
+                    ForwarderError::LockedMemory { bytes, source }
+                }
+                _ => failed("set memory aside for")(source),
+            })?;
             let mut pool = Pool { umem, free };
             let nic = XskConfig { interface, queue, ring: RING, zero_copy };
             let nic = Xsk::bind(&pool.umem, nic).map_err(|source| match source.raw_os_error() {
@@ -557,6 +563,10 @@ impl Supervisor {
                     ended.ended.recv().unwrap_or(Ok(()))?;
                 }
             }
+            if (changes.link || changes.lost) && self.is_device_gone()? {
+                self.end(running.take());
+                return Err(ForwarderError::DeviceRemoved(self.pair.as_ref().map_or("", VethPair::name).to_owned()));
+            }
             let wanted = self.shared.next_hop_wanted.swap(false, Ordering::Relaxed);
             if running.is_some()
                 && (wanted || changes.next_hops || changes.link || changes.lost || self.refresh_at <= clock::now())
@@ -580,6 +590,12 @@ impl Supervisor {
         if self.watch.set_link(&self.interface, status.clone()) {
             notice(ForwarderNotice::Link { status, interface: self.interface.clone() });
         }
+    }
+
+    /// Whether somebody has removed the veth pair.
+    fn is_device_gone(&self) -> Result<bool, ForwarderError> {
+        let Some(pair) = &self.pair else { return Ok(false) };
+        Ok(link_state(pair.index()).map_err(netlink_error)?.is_none())
     }
 
     fn look_at_link(&self, is_running: bool) -> Result<Seen, ForwarderError> {

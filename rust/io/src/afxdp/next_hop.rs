@@ -19,7 +19,7 @@ use crate::route;
 
 /// The way to a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NextHop {
+pub(crate) enum NextHop {
     /// The hardware address of the peer or of the router to it.
     Resolved(MacAddr),
     /// Frames cannot be sent to it now; why, for people.

@@ -14,7 +14,6 @@ use super::offload::Ethtool;
 use super::program::{AttachError, LoadedProgram};
 use crate::link::{self, LinkError};
 use crate::netlink::{Netlink, NetlinkError};
-use crate::sys;
 
 /// What there is for AF_XDP on an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +52,7 @@ pub fn probe(interface: &str) -> Result<XdpSupport, LinkError> {
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
 fn missing() -> Vec<String> {
@@ -70,6 +70,8 @@ fn missing() -> Vec<String> {
     let net_admin = lacks(has(CAP_NET_ADMIN), "the capability CAP_NET_ADMIN");
     let net_raw = lacks(has(CAP_NET_RAW), "the capability CAP_NET_RAW");
     let bpf = lacks(has(CAP_BPF) || has(CAP_SYS_ADMIN), "the capability CAP_BPF (CAP_SYS_ADMIN before Linux 5.8)");
+    // Without it the verifier refuses arithmetic with pointers into packets (`bpf_allow_ptr_leaks` in include/linux/bpf.h).
+    lacks(has(CAP_PERFMON) || has(CAP_SYS_ADMIN), "the capability CAP_PERFMON (CAP_SYS_ADMIN before Linux 5.8)");
     match Socket::new(Domain::from(libc::AF_XDP), Type::RAW, None).map_err(|error| error.raw_os_error()) {
         Ok(_) => {}
         Err(Some(libc::EPERM)) if !net_raw => {}

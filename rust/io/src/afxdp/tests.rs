@@ -469,6 +469,16 @@ fn an_interface_that_comes_back_with_another_hardware_address_ends_it_with_an_er
 }
 
 #[test]
+fn a_veth_pair_that_is_removed_ends_it_with_an_error_that_names_it() {
+    let Some(nodes) = pair(Options::default()) else { return };
+    echo(&nodes, overlay_v4, b"before");
+    nodes[0].namespace.run(|| delete("icx0").unwrap());
+    let error = nodes[0].ended.recv_timeout(LIVENESS).unwrap().unwrap_err();
+    assert!(matches!(&error, ForwarderError::DeviceRemoved(name) if name == "icx0"), "{error:?}");
+    nodes[1].stop();
+}
+
+#[test]
 fn what_does_not_go_together_is_refused_before_anything_is_made() {
     let Some([near, _far]) = wired(Options::default()) else { return };
     near.run(|| {

@@ -56,8 +56,6 @@ pub(crate) struct VethPair {
     inner_name: String,
     index: u32,
     inner_index: u32,
-    /// What the MTU must be at least, for the addresses that it was opened with.
-    least_mtu: u32,
     /// In the network namespace of the pair, whichever that of the calling thread is.
     netlink: Mutex<Netlink>,
     /// Ends after the pair.
@@ -123,8 +121,7 @@ impl VethPair {
             return Err(VethError::BadQueues(config.queues));
         }
         device::check_addresses(&config.addresses)?;
-        let least_mtu = device::least_mtu(&config.addresses);
-        device::check_mtu(config.mtu, least_mtu)?;
+        device::check_mtu(config.mtu, device::least_mtu(&config.addresses))?;
 
         let inner_name = format!("{}{INNER_SUFFIX}", config.name);
         let mut claim = Claim::take(&config.name).map_err(|source| match source {
@@ -148,8 +145,7 @@ impl VethPair {
             }
         })?;
         let VethConfig { name, mtu, addresses, .. } = config;
-        let mut pair =
-            VethPair { name, inner_name, index: 0, inner_index: 0, least_mtu, netlink: Mutex::new(netlink), claim };
+        let mut pair = VethPair { name, inner_name, index: 0, inner_index: 0, netlink: Mutex::new(netlink), claim };
         pair.configure(mtu, &addresses)?;
         Ok(pair)
     }
@@ -172,17 +168,6 @@ impl VethPair {
     /// The interface index of the end for AF_XDP.
     pub(crate) fn inner_index(&self) -> u32 {
         self.inner_index
-    }
-
-    /// Gives both ends another MTU: 68 to 65535, at least 1280 where the pair was opened with an IPv6 address, which
-    /// the kernel would take away below.
-    pub(crate) fn set_mtu(&self, mtu: u32) -> Result<(), VethError> {
-        device::check_mtu(mtu, self.least_mtu)?;
-        let mut netlink = self.netlink.lock().unwrap_or_else(PoisonError::into_inner);
-        for (name, index) in [(&self.name, self.index), (&self.inner_name, self.inner_index)] {
-            device::set_mtu(&mut netlink, name, index, mtu, None)?;
-        }
-        Ok(())
     }
 
     /// Marks the new pair, gives it what it has not had from the start, and sets it up.
@@ -421,23 +406,6 @@ mod tests {
                 assert_eq!(&frame[..length][12..14], [0x08, 0x06]);
             });
         }
-    }
-
-    #[test]
-    fn the_mtu_changes_on_both_ends_within_its_limits() {
-        let Some(namespace) = NetNs::new() else { return };
-        let pair = namespace.run(|| VethPair::open(config("icx0", 1400, &[("fd00:9::1", 64)])).unwrap());
-        let mtus = || namespace.run(|| ["icx0", "icx0-xdp"].map(|name| link::by_name(name).unwrap().mtu));
-        // From a thread in another namespace.
-        for mtu in [1300, 1280, 3000] {
-            pair.set_mtu(mtu).unwrap();
-            assert_eq!(mtus(), [mtu; 2]);
-        }
-        let error = pair.set_mtu(1279).unwrap_err();
-        assert!(matches!(error, VethError::Device(DeviceError::BadMtu { given: 1279, least: 1280 })), "{error:?}");
-        assert_eq!(mtus(), [3000; 2]);
-        drop(pair);
-        assert!(!namespace.run(|| exists("icx0-xdp")));
     }
 
     #[test]

@@ -129,10 +129,13 @@ pub(super) struct WorkerParts {
 pub(super) fn work(shared: &Shared, parts: WorkerParts, stop: &Stop, number: usize) -> Result<(), PumpError> {
     let now = clock::now();
     let side = match (&shared.inner, parts.device) {
-        (&Inner::Veth { headroom, mtu }, Some(port)) => Side::Veth(VethSide { port, headroom, mtu, too_big: TooBig::new(now) }),
+        (&Inner::Veth { headroom, mtu }, Some(port)) => {
+            Side::Veth(Box::new(VethSide { port, headroom, mtu, too_big: TooBig::new(now) }))
+        }
         (Inner::Tun(tun), None) => {
             let counters = &shared.tally.counters[number];
-            Side::Tun(TunSide::new((tun, number), &shared.engine, shared.clamp_mss, counters, now))
+            let side = TunSide::new((tun, number), &shared.engine, shared.clamp_mss, counters, now);
+            Side::Tun(Box::new(side))
         }
         // They are made together.
         _ => return Ok(()),
@@ -164,8 +167,8 @@ struct Worker<'a> {
 }
 
 enum Side<'a> {
-    Veth(VethSide),
-    Tun(TunSide<'a>),
+    Veth(Box<VethSide>),
+    Tun(Box<TunSide<'a>>),
 }
 
 struct VethSide {
@@ -373,8 +376,7 @@ impl VethSide {
             outer.pool.free.push(frame);
             return;
         };
-        let ethertype =
-            if reply[0] >> 4 == 6 { ethernet::ETHERTYPE_IPV6 } else { ethernet::ETHERTYPE_IPV4 };
+        let ethertype = if reply[0] >> 4 == 6 { ethernet::ETHERTYPE_IPV6 } else { ethernet::ETHERTYPE_IPV4 };
         let (link, body) = room.split_at_mut(ethernet::HEADER_LEN);
         if let Some(link) = link.first_chunk_mut() {
             ethernet::Header { destination: host_mac, source: gateway_mac, ethertype }.emit(link);

@@ -38,7 +38,8 @@ impl Umem {
     /// Maps memory for `frames` frames of `frame_bytes` (2048 or 4096), and gives all of them. The kernel's rings for it have
     /// `ring` entries, a power of two.
     ///
-    /// `setsockopt(2)` with XDP_UMEM_REG: before Linux 5.11 it counts against RLIMIT_MEMLOCK (ENOBUFS); needs CAP_NET_RAW (EPERM).
+    /// `setsockopt(2)` with XDP_UMEM_REG: without CAP_IPC_LOCK it counts against RLIMIT_MEMLOCK (ENOBUFS; `xdp_umem_account_pages` in
+    /// net/xdp/xdp_umem.c). Needs CAP_NET_RAW (EPERM).
     pub(crate) fn new(frames: NonZeroU32, frame_bytes: u32, ring: u32) -> io::Result<(Self, Vec<Frame>)> {
         let config = UmemConfig::builder()
             .frame_size(FrameSize::new(frame_bytes.max(XDP_UMEM_MIN_CHUNK_SIZE)).map_err(io::Error::other)?)

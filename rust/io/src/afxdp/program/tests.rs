@@ -525,10 +525,10 @@ fn without_the_right_it_is_said_what_is_missing() {
         assert!(matches!(error, AttachError::NoPermission { .. }), "{error:?}");
         assert!(error.to_string().contains("CAP_BPF"), "{error}");
         let missing = probe("lo").unwrap().missing;
-        for capability in ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF"] {
+        for capability in ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"] {
             assert!(missing.iter().any(|what| what.contains(capability)), "{capability}: {missing:?}");
         }
-        assert_eq!(missing.len(), 3, "{missing:?}");
+        assert_eq!(missing.len(), 4, "{missing:?}");
         return;
     }
     let Some(namespace) = NetNs::new() else { return };
