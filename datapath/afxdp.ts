@@ -155,12 +155,12 @@ export class Forwarder implements AsyncDisposable {
    */
   async start(options: DatapathRunOptions = {}): Promise<void> {
     const operation = "run the forwarder";
-    if (this.#closed !== undefined) {
-      throw new DatapathError(`Cannot ${operation} as it is closed: open a new one`, { code: "closed", operation });
-    }
     if (this.#hasStarted) {
       const message = `Cannot ${operation} as it has been run before: open a new one`;
       throw new DatapathError(message, { code: "already-run", operation });
+    }
+    if (this.#closed !== undefined) {
+      throw new DatapathError(`Cannot ${operation} as it is closed: open a new one`, { code: "closed", operation });
     }
     this.#hasStarted = true;
     const { signal } = options;

@@ -6,7 +6,7 @@
 
 import { strictEqual } from "node:assert/strict";
 import { addressBytes, type DangerInstallOptions, Engine, type Library, PacketBatch, type Verdict } from "../../mod.ts";
-import { HOST, INNER_PORT, REMOTE, TUNNEL_PREFIX } from "./_rig.ts";
+import { type EngineSides, HOST, INNER_PORT, REMOTE, TUNNEL_PREFIX } from "./_rig.ts";
 
 export const VNI = 7;
 
@@ -71,7 +71,7 @@ export function makeEngine(library: Library, peer: string, options: EngineChoice
 }
 
 /** How {@linkcode makeEngine} makes one. */
-export interface EngineChoice {
+export interface EngineChoice extends EngineSides {
   readonly side?: "datapath" | "peer";
   readonly generation?: number;
   readonly keepaliveMs?: number;

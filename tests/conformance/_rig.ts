@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Datapath, Device, Engine, Library, Underlay } from "../../mod.ts";
+import type { Artifact, Datapath, Device, Engine, EngineOptions, Library, Underlay } from "../../mod.ts";
 
 /** The host behind the device, and one on the other side of the tunnel. */
 export const HOST = "10.77.0.1";
@@ -39,8 +39,8 @@ export interface WireDatagram {
 
 /** A device, and the host behind it. */
 export interface Inside extends AsyncDisposable {
-  /** The device. The datapath closes it. */
-  readonly device: Device;
+  /** The device, where the datapath is made of one. The datapath closes it. */
+  readonly device: Device | undefined;
   /** Sends a UDP datagram from the host's inner address; waits while the device takes no more. */
   send(payload: Uint8Array, options?: { readonly to?: string; readonly signal?: AbortSignal }): Promise<void>;
   /** The next UDP payload that came out of the tunnel for the host; `undefined` when there is none in time. */
@@ -51,8 +51,8 @@ export interface Inside extends AsyncDisposable {
 
 /** An underlay, and the peer at its other end. */
 export interface Outside extends AsyncDisposable {
-  /** The underlay. The datapath closes it. */
-  readonly underlay: Underlay;
+  /** The underlay, where the datapath is made of one. The datapath closes it. */
+  readonly underlay: Underlay | undefined;
   /** The address that the peer has. */
   readonly address: string;
   /** The port that the peer receives on. */
@@ -75,21 +75,28 @@ export interface Rig extends AsyncDisposable {
   readonly outside: Outside;
 }
 
+/** What an engine carries inside and outside. */
+export type EngineSides = Pick<EngineOptions, "ethernet" | "rawUnderlay">;
+
 /** A kind of datapath. */
 export interface Bench {
   /** What it is called in the tests' names. */
   readonly name: string;
+  /** Which artifact of the library it takes. @default "core" */
+  readonly artifact?: Artifact;
   /** Whether a host behind the device is told with ICMP of a packet that is too large for the tunnel. */
   readonly answersTooBig: boolean;
+  /** Whether what is no Geneve is left to the host's own stack, and so never read. @default false */
+  readonly leavesOthers?: boolean;
   /** The ways in which ends can be broken, by what the rig calls them. */
   readonly breakages: readonly string[];
   /**
    * Opens a datapath.
    *
    * @param library The library.
-   * @param makeEngine Makes the engine for a peer at `ip:port`; it is closed after the rig.
+   * @param makeEngine Makes the engine for a peer at `ip:port`, with the sides that the datapath needs; it is closed after the rig.
    */
-  open(library: Library, makeEngine: (peer: string) => Engine): Promise<Rig>;
+  open(library: Library, makeEngine: (peer: string, sides?: EngineSides) => Engine): Promise<Rig>;
 }
 
 /** Gives what `wait` gives, or `undefined` when it takes longer than `timeoutMs`. */

@@ -175,7 +175,10 @@ export function tunBench(inner: "memory" | "tun", outer: "memory" | "udp", optio
       const outside = parts.use(await OUTSIDES[outer].make(library, options));
       const engine = makeEngine(`${outside.address}:${outside.peerPort}`);
       const inside = parts.use(await INSIDES[inner].make(library));
-      const datapath = parts.use(await open(inside.device, outside.underlay, engine));
+      const { device } = inside;
+      const { underlay } = outside;
+      if (device === undefined || underlay === undefined) throw new Error("The tun datapath is made of two ends");
+      const datapath = parts.use(await open(device, underlay, engine));
       const owned = parts.move();
       return { engine, datapath, inside, outside, [Symbol.asyncDispose]: () => owned.disposeAsync() };
     },
