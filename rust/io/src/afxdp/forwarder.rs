@@ -270,9 +270,12 @@ impl Forwarder {
         on_end: Box<dyn FnOnce(Result<(), ForwarderError>) + Send>,
     ) -> Result<(), ForwarderError> {
         let Some(mut supervisor) = lock(&self.ready).take() else { return Err(ForwarderError::Started) };
+        supervisor.watch.set_link(&supervisor.interface, LinkStatus::Up);
         // Before the first frame, where the kernel knows them already.
         supervisor.ask_next_hops(&*on_notice);
-        let running = supervisor.begin()?;
+        let running = supervisor.begin().inspect_err(|_| {
+            supervisor.watch.set_link(&supervisor.interface, LinkStatus::Stopped);
+        })?;
         let body = move || {
             let result = supervisor.watch_over(running, &*on_notice);
             supervisor.watch.set_link(&supervisor.interface, LinkStatus::Stopped);
@@ -505,7 +508,6 @@ impl Supervisor {
         let on_end = Box::new(move |result| drop(tell.send(result)));
         let workers = Workers::start("icx-xdp", works, Arc::clone(&stop), on_end)?;
         *lock(&self.watch.programs) = Some(session.programs);
-        self.watch.set_link(&self.interface, LinkStatus::Up);
         Ok(Running { workers, stop, ended })
     }
 

@@ -444,13 +444,15 @@ fn an_interface_that_goes_down_away_and_comes_back_is_a_state_and_then_traffic_a
     let macs = [0, 1].map(|at: usize| nodes[at].forwarder.info().mac);
     near.namespace.run(|| delete("under").unwrap());
     for node in &nodes {
-        eventually("the interface is gone", || node.forwarder.state().link == LinkStatus::Removed);
+        while link_notice(node) != LinkStatus::Removed {}
+        assert_eq!(node.forwarder.state().link, LinkStatus::Removed);
         node.namespace.run(|| assert!(link::by_name("icx0").is_ok(), "the device stays"));
     }
     let [ours, theirs] = options.underlay.map(|address| (ip(address), 24));
     near.namespace.connect_with(&nodes[1].namespace, ours, theirs, 1, Some(macs));
     for node in &nodes {
-        eventually("the interface is back", || node.forwarder.state().link == LinkStatus::Up);
+        assert_eq!(link_notice(node), LinkStatus::Up);
+        assert_eq!(node.forwarder.state().link, LinkStatus::Up);
     }
     echo(&nodes, overlay_v4, b"back");
     nodes.iter().for_each(Node::stop);
