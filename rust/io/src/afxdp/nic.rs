@@ -19,8 +19,9 @@ const MERGING: [&str; 5] = ["rx-gro", "rx-lro", "rx-udp-gro-forwarding", "rx-gro
 /// for so many polls that found nothing, and for so many nanoseconds at most.
 const BUSY_POLL: [(&str, &str); 2] = [("napi_defer_hard_irqs", "2"), ("gro_flush_timeout", "200000")];
 
-/// The interface by index, in the notes.
-const INDEX_NOTE: &str = "index";
+/// The interface by index and hardware address, in the notes. Another namespace may have had the inode that this one has, and an
+/// interface with the same name and index.
+const LINK_NOTE: &str = "link";
 
 /// What is to be claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,18 +201,18 @@ impl Changes {
         self.features.is_empty() && self.values.is_empty()
     }
 
-    /// `key=value` lines: the index of the interface, and what was there before.
+    /// `key=value` lines: which interface it is, and what was there before.
     fn notes(&self, link: &Link) -> String {
         let features = self.features.iter().map(|feature| format!("{feature}=on\n"));
         let values = self.values.iter().map(|value| format!("{}={}\n", value.attribute, value.old));
-        [format!("{INDEX_NOTE}={}\n", link.index)].into_iter().chain(features).chain(values).collect()
+        [format!("{LINK_NOTE}={}\n", identity(link))].into_iter().chain(features).chain(values).collect()
     }
 
     /// Of what is noted, that which can be put back on this interface.
     fn from_notes(notes: &str, link: &Link) -> Self {
         let notes: Vec<_> = notes.lines().filter_map(|line| line.split_once('=')).collect();
         // Another interface of that name has settings of its own.
-        if !notes.contains(&(INDEX_NOTE, link.index.to_string().as_str())) {
+        if !notes.contains(&(LINK_NOTE, identity(link).as_str())) {
             return Changes::default();
         }
         let was_on = |feature: &&str| notes.contains(&(*feature, "on"));
@@ -222,6 +223,11 @@ impl Changes {
         });
         Changes { features: features.collect(), values: values.collect() }
     }
+}
+
+fn identity(link: &Link) -> String {
+    let mac = link.mac.map_or_else(|| "-".to_owned(), |mac| mac.to_string());
+    format!("{} {mac}", link.index)
 }
 
 /// A setting in sysfs.
@@ -282,7 +288,7 @@ mod tests {
     use super::super::claim::ClaimError;
     use super::super::offload::Ethtool;
     use super::super::veth::{VethConfig, VethPair};
-    use super::{BUSY_POLL, LinkError, MERGING, Nic, NicConfig, NicError};
+    use super::{BUSY_POLL, Changes, Link, LinkError, MERGING, Nic, NicConfig, NicError};
     use crate::link;
     use crate::netlink::Netlink;
     use crate::sys;
@@ -402,6 +408,10 @@ mod tests {
     fn notes_of_another_interface_of_that_name_are_not_followed() {
         with_interface(|| {
             let owner = claim(true).unwrap();
+            let (link, notes) = (owner.link().clone(), owner.changes.notes(owner.link()));
+            assert!(!Changes::from_notes(&notes, &link).is_empty());
+            let other = Link { mac: Some(icx_proto::MacAddr([2, 0, 0, 0, 0, 3])), ..link };
+            assert!(Changes::from_notes(&notes, &other).is_empty(), "only the hardware address differs");
             owner.claim.abandon();
             std::mem::forget(owner);
             delete("phy0").unwrap();
