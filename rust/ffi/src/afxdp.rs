@@ -160,7 +160,9 @@ pub(crate) fn open_forwarder(call: &Call, text: &[u8]) -> Outcome<u32> {
 
 fn failure(what: impl std::fmt::Display, error: &ForwarderError) -> Failure {
     match error {
-        ForwarderError::Started => Failure::of(Code::State, what, error),
+        ForwarderError::Started | ForwarderError::LinkDown(_) | ForwarderError::MacChanged { .. } => {
+            Failure::of(Code::State, what, error)
+        }
         ForwarderError::Worker(PumpError::Panicked { .. }) => Failure::of(Code::Panic, what, error),
         ForwarderError::NoZeroCopy { .. } => {
             Failure { code: Code::Unsupported, ..Failure::system(what, error, error.errno()) }

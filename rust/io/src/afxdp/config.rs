@@ -158,7 +158,7 @@ pub enum ForwarderError {
         "a forwarder takes 1 to {most} addresses and ports, and {given} were given: leave some out, or use a wildcard address"
     )]
     Bound { given: usize, most: usize },
-    #[error("interface {interface} has {there} queues, and {given} were asked for: take 1 to {there}")]
+    #[error("{given} queues were asked for, and interface {interface} has {there}: take 1 to {there}")]
     Queues { interface: String, given: u32, there: u32 },
     #[error("a {device} device carries {carries}, and the engine is made for {made}: make the engine with mode {mode}")]
     Mode { device: &'static str, carries: &'static str, made: &'static str, mode: &'static str },
