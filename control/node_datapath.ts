@@ -177,6 +177,14 @@ function openForwarder(parts: NodeDatapathParts, why: string, kind: "veth" | "tu
     );
   }
   const found = support(library, name);
+  if (found.missing.length > 0) {
+    // Of what may be missing, only rights are what a user can lack on a host that has it all.
+    const code = found.missing.some((what) => /^the (capability|right) /.test(what))
+      ? "permission-denied"
+      : "unsupported";
+    const text = `Cannot open a node with the afxdp datapath without ${found.missing.join(", and without ")}`;
+    throw new DatapathError(`${text}: add that, or use --datapath tun`, { code, operation: "open a node" });
+  }
   const mtuBytes = deviceMtu(parts);
   const local = [...new Set(routes.map((route) => withPort(route.source, config.port)))];
   const engine = owner.use(Engine.create({
