@@ -525,6 +525,8 @@ export class Lab {
       // Whatever else still runs in there would keep the namespace alive.
       const pids = (await run(["ip", "netns", "pids", host.ns])).stdout.split("\n").filter((pid) => pid !== "");
       if (pids.length > 0) await host.run(["sh", "-c", `kill -KILL ${pids.join(" ")}`]);
+      // What nodes that were killed have noted is no use to the next namespace that gets this one's number.
+      await host.run(["sh", "-c", 'rm -f /run/icx/"$(stat -Lc %i /proc/self/ns/net)"-*']);
       await run(["ip", "netns", "del", host.ns]);
     }
     await rm(this.directory, { recursive: true, force: true });
