@@ -1,10 +1,11 @@
 /** What takes longer than a test run should: long transfers under constant rekeying, many starts and ends, long absences. */
 import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
-import { DENO, drops, eventually, type Host, Lab, privileged } from "../netns/_lab.ts";
+import { DENO, drops, Lab, privileged } from "../netns/_lab.ts";
 import { grownSince, type Usage, usage } from "../netns/_process.ts";
 import { BACK_WITHIN_MS, median, returnAfter, suspendEach } from "../netns/_restart.ts";
 import { transfer } from "../netns/_transfer.ts";
+import { belongings } from "./_belongings.ts";
 import { figure, progress } from "./_report.ts";
 
 const MIB = 1 << 20;
@@ -33,23 +34,6 @@ privileged("2 GiB through 8 TCP flows with a rekey every second: checksums equal
   await a.stop();
   await b.stop();
 });
-
-/** What a host has that a process could leave behind: devices, addresses, routes, rules, sockets, settings. */
-async function belongings(host: Host): Promise<string> {
-  // Addresses of a link that has just come up are still being tried.
-  await eventually(
-    "settled addresses",
-    10_000,
-    async () => !/ tentative /.test(await host.ok(["ip", "-o", "address"])),
-  );
-  return await host.ok([
-    "/bin/sh",
-    "-c",
-    'ip -o link; ip -o address; ip route show table all; ip rule; ss -Hlnuptw; ls /proc/sys/net/ipv4/conf | tr "\\n" " "; ' +
-    "sed 1d /proc/net/udp /proc/net/udp6 /proc/net/raw /proc/net/packet /proc/net/netlink | wc -l; " +
-    "sysctl -a 2>/dev/null | grep -E '^net\\.(core|ipv4|ipv6)\\.' | sort",
-  ]);
-}
 
 privileged(
   "200 starts and stops and 50 kill -9 of one node: nothing is left on its host, and its peer does not grow",
