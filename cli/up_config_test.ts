@@ -65,7 +65,7 @@ Deno.test("the options of AF_XDP reach the configuration", () => {
     ],
   ));
   strictEqual(config.datapath, "afxdp");
-  strictEqual(config.outerUdpChecksum, true);
+  ok(config.outerUdpChecksum);
   deepStrictEqual(config.afxdp, {
     device: "tun",
     attach: "generic",

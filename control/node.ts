@@ -296,7 +296,6 @@ export class Node implements AsyncDisposable {
       onOffloadRefused: (refused) => observer.tell({ type: "offload-refused", ...refused }),
       onForwarder: (notice) => observer.tell({ type: "forwarder", notice }),
     });
-    const { engine } = moving;
     const control = parts.use(ControlEndpoint.open({
       library,
       identity,

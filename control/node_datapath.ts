@@ -80,8 +80,15 @@ export async function openDatapath(parts: NodeDatapathParts): Promise<NodeDatapa
   if (config.datapath === "afxdp") return openForwarder(parts, "as asked for", config.afxdp.device ?? "veth");
   if (config.datapath === "tun") return await openTun(parts, "as asked for");
   const reason = afxdpReason(parts);
-  if (reason.isBetter) return openForwarder(parts, reason.why, config.afxdp.device ?? "tun");
-  return await openTun(parts, reason.why);
+  if (!reason.isBetter) return await openTun(parts, reason.why);
+  try {
+    // Copying, it would be the slower one.
+    const config: NodeConfig = { ...parts.config, afxdp: { ...parts.config.afxdp, zeroCopy: "require" } };
+    return openForwarder({ ...parts, config }, reason.why, config.afxdp.device ?? "tun");
+  } catch (error) {
+    if (!(error instanceof DatapathError)) throw error;
+    return await openTun(parts, `picked since AF_XDP did not open (${error.message})`);
+  }
 }
 
 /** Whether AF_XDP is the faster one on the way to the peers, and why. */
