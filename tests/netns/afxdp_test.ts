@@ -64,14 +64,19 @@ function worst(roundTripsMs: readonly number[]): number {
   return longest;
 }
 
+/** A server for one iperf3 test at host `b`, inside the tunnel. */
+async function serve(lab: Lab): Promise<void> {
+  const server = lab.spawn(lab.b, ["iperf3", "--forceflush", "-s", "-1", "-B", lab.b.inner4]);
+  await server.until("iperf3 listens", 10_000, () => /listening/i.test(server.stdout) || undefined);
+}
+
 privileged("a busy interface stays usable: what is not the tunnel's flows under load, and after kill -9", async () => {
   await using lab = await Lab.create();
   const [a, b] = await lab.tunnel(AFXDP);
   const typing = await Typing.start(lab, lab.a);
   const [before, typedBefore] = [await filtered(b), typing.roundTripsMs().length];
 
-  const server = lab.spawn(lab.b, ["iperf3", "--forceflush", "-s", "-1", "-B", lab.b.inner4]);
-  await server.until("iperf3 listens", 10_000, () => /listening/i.test(server.stdout) || undefined);
+  await serve(lab);
   const load = JSON.parse(await lab.a.ok(["iperf3", "-J", "-t", "3", "-P", "2", "-c", lab.b.inner4]));
   const { bytes, bits_per_second: rate } = load.end.sum_received as Record<string, number>;
   assert(bytes !== undefined && rate !== undefined);
@@ -84,8 +89,8 @@ privileged("a busy interface stays usable: what is not the tunnel's flows under 
   assert.equal(after.dropped, 0);
 
   // The tunnel is loaded when the process dies, and its peer does not know for a while.
+  await serve(lab);
   const flood = lab.spawn(lab.a, ["iperf3", "-u", "-b", "200M", "-l", "1000", "-t", "30", "-c", lab.b.inner4]);
-  lab.spawn(lab.b, ["iperf3", "-s", "-1", "-B", lab.b.inner4]);
   await eventually("load", 10_000, async () => (await filtered(b)).redirected > after.redirected + 10_000);
   const typedUntil = typing.roundTripsMs().length;
   await b.crash();
