@@ -525,16 +525,21 @@ export class Lab {
       // Whatever else still runs in there would keep the namespace alive.
       const pids = (await run(["ip", "netns", "pids", host.ns])).stdout.split("\n").filter((pid) => pid !== "");
       if (pids.length > 0) await host.run(["sh", "-c", `kill -KILL ${pids.join(" ")}`]);
-      // What nodes that were killed have noted is no use to the next namespace that gets this one's number.
-      await host.run(["sh", "-c", 'rm -f /run/icx/"$(stat -Lc %i /proc/self/ns/net)"-*']);
+      await host.run(["sh", "-c", FORGET_CLAIMS]);
       await run(["ip", "netns", "del", host.ns]);
     }
     await rm(this.directory, { recursive: true, force: true });
   }
 }
 
-async function addNamespace({ ns }: Namespace): Promise<void> {
+/** Removes what nodes noted of interfaces in the namespace that it runs in. */
+const FORGET_CLAIMS = 'rm -f /run/icx/"$(stat -Lc %i /proc/self/ns/net)"-*';
+
+async function addNamespace(namespace: Namespace): Promise<void> {
+  const { ns } = namespace;
   await ok(["ip", "netns", "add", ns]);
+  // Its number may be that of a former one, in which a node was killed.
+  await namespace.ok(["sh", "-c", FORGET_CLAIMS]);
   await ok(["ip", "-n", ns, "link", "set", "lo", "up"]);
 }
 

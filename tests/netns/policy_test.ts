@@ -106,18 +106,21 @@ privilegedOver(
 privilegedOver(EVERY, "rate limit: what passes stays under it, and every packet beyond it is counted", async () => {
   await using lab = await Lab.create();
   const [a, b] = await lab.tunnel([], ["--rx-rate-limit", "100"]);
-  const [sentBefore, before] = [await a.counters(), (await settled(b)).counters];
+  const [sentBefore, before] = [await a.counters(), await settled(b)];
   const start = Date.now();
   // The first 400 leave at once, the rest in their time.
   await lab.a.run(["ping", "-q", "-c", "1000", "-l", "400", "-i", "0.002", "-W", "1", lab.b.inner4]);
-  const after = (await settled(b)).counters;
+  const after = await settled(b);
   const seconds = (Date.now() - start) / 1000;
   const sent = ((await a.counters())["tx_packets"] ?? 0) - (sentBefore["tx_packets"] ?? 0);
-  const { rx_packets: passed = 0, ...refused } = gains(before, after, /^rx_(?!bytes)/);
+  const { rx_packets: passed = 0, ...refused } = gains(before.counters, after.counters, /^rx_(?!bytes)/);
   // A window before and one after belong to the bound; keepalives are among what passed.
   assert(passed >= 100 && passed <= 100 * (seconds + 1), `${passed} passed in ${seconds} s`);
   assert(sent - passed >= 200, `${passed} of ${sent} passed`);
-  assert.deepEqual(refused, { rx_rate_limited: sent - passed });
+  // The wire itself may lose some of a burst: a veth with an XDP program has a queue of 256 packets.
+  const arrived = (after.ends["underlayReceived"] ?? 0) - (before.ends["underlayReceived"] ?? 0);
+  assert(arrived <= sent && arrived >= 0.95 * sent, `${arrived} of ${sent} arrived`);
+  assert.deepEqual(refused, { rx_rate_limited: arrived - passed });
   await a.stop();
   await b.stop();
 });
