@@ -24,6 +24,8 @@ import { type NodeConfig, type NodeOffloadConfig, type NodePeerConfig, parseNode
 import { type NodeDatapath, openDatapath } from "./node_datapath.ts";
 import { Tunnel, type TunnelStatus } from "./tunnel.ts";
 
+export type { ForwarderInfo, ForwarderNotice } from "../datapath/afxdp.ts";
+
 /** What happened to a node, for people and programs to see. */
 export type NodeEvent =
   /** Something happened to one peer's tunnel. */

@@ -43,6 +43,8 @@ export interface NodeOffloadConfig {
   readonly udpGro: boolean;
 }
 
+export type { BusyPoll, XdpAttach, ZeroCopy } from "../datapath/afxdp.ts";
+
 /** How AF_XDP is used, where the datapath is that. */
 export interface NodeAfxdpConfig {
   /**
