@@ -33,16 +33,6 @@ fn recovery_after_a_crash(habits: Habits, patience: Duration) -> Duration {
     restarted.elapsed()
 }
 
-#[test]
-#[ignore = "soak: the model runs at ten times its speed, which a busy machine cannot keep up with"]
-fn patience_gets_its_turn_at_a_peer_that_serves_one_session_at_a_time() {
-    let _shared = shared();
-    let habits = Habits::REAL.faster(10);
-    let recovery = recovery_after_a_crash(habits, 4 * habits.idle_timeout);
-    println!("recovered after {recovery:?}");
-    assert!(recovery >= habits.idle_timeout / 2, "the model waits: {recovery:?}");
-}
-
 /// Why sessions that came up are kept: this is what the slow peer does to those who do not.
 #[test]
 fn impatience_never_gets_its_turn_at_a_peer_that_serves_one_session_at_a_time() {
