@@ -21,7 +21,7 @@ import { ControlEndpoint, type ControlPeer } from "./endpoint.ts";
 import { Identity, parsePeerKey, type PublicKey, tunnelRole } from "./identity.ts";
 import type { TrafficSample, TunnelEvent, TunnelRole } from "./lifecycle.ts";
 import { type NodeConfig, type NodeOffloadConfig, type NodePeerConfig, parseNodeConfig } from "./node_config.ts";
-import { type NodeDatapath, openDatapath } from "./node_datapath.ts";
+import { type NodeDatapath, openDatapath, socketAddress } from "./node_datapath.ts";
 import { Tunnel, type TunnelStatus } from "./tunnel.ts";
 
 export type { ForwarderInfo, ForwarderNotice } from "../datapath/afxdp.ts";
@@ -637,10 +637,6 @@ function defaultQueues(): number {
 /** The address of `ip:port`, without brackets. */
 function addressOf(endpoint: string): string {
   return endpoint.slice(0, endpoint.lastIndexOf(":")).replace(/^\[(.*)\]$/, "$1");
-}
-
-function socketAddress(address: string, port: number): string {
-  return address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
 }
 
 function messageOf(error: unknown): string {

@@ -193,7 +193,7 @@ function openForwarder(parts: NodeDatapathParts, why: string, kind: "veth" | "tu
     throw new DatapathError(`${text}: add that, or use --datapath tun`, { code, operation: "open a node" });
   }
   const mtuBytes = deviceMtu(parts);
-  const local = [...new Set(routes.map((route) => withPort(route.source, config.port)))];
+  const local = [...new Set(routes.map((route) => socketAddress(route.source, config.port)))];
   const engine = owner.use(Engine.create({
     ...engineOptions(parts, mtuBytes),
     ...(kind === "veth" ? { ethernet: { hostMac: randomMac(), gatewayMac: randomMac() } } : {}),
@@ -251,6 +251,7 @@ function randomMac(): string {
   return Buffer.from(bytes).toString("hex").match(/../g)?.join(":") ?? "";
 }
 
-function withPort(address: string, port: number): string {
+/** `ip:port`, with brackets where that takes them. */
+export function socketAddress(address: string, port: number): string {
   return address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
 }

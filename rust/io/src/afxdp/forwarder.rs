@@ -21,7 +21,7 @@ use super::config::{
 };
 use super::next_hop::{LinkMonitor, LinkState, NextHop, NextHops, link_by_name, link_state};
 use super::nic::{Nic, NicConfig};
-use super::program::{AttachError, FilterCounters, UnderlayProgram, VirtualProgram};
+use super::program::{AttachError, FilterCounters, MAX_BOUND, UnderlayProgram, VirtualProgram};
 use super::transform::Transform;
 use super::umem::{Pool, Port, RING, frame_bytes_for, frames_for, max_mtu};
 use super::veth::{VethConfig, VethPair};
@@ -30,9 +30,6 @@ use crate::clock;
 use crate::pump::{PumpCounters, PumpError};
 use crate::sys::{self, Interest, Umem, Xsk, XskConfig};
 use crate::workers::{self, Stop, Workers, lock};
-
-/// Bound addresses and ports at most, by protocol.md section 3.
-const MAX_BOUND: usize = 16;
 
 /// How often the state of things is looked at besides what the kernel tells.
 const TICK: Duration = Duration::from_millis(250);

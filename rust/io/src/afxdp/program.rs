@@ -22,7 +22,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
 use crate::netlink::{Netlink, NetlinkError};
 
 /// `MAX_BOUND` of bpf/underlay.c.
-const MAX_BOUND: usize = 16;
+pub(super) const MAX_BOUND: usize = 16;
 
 /// Of `struct bound` of bpf/underlay.c.
 const BOUND_BYTES: usize = 20;

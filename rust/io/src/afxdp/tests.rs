@@ -16,7 +16,7 @@ use icx_proto::{AllowedRoute, Instant, IpPrefix, MacAddr, SaKey, TxKeyHistory, V
 
 use super::*;
 use crate::pump::Latency;
-use crate::test_support::{NetNs, delete, set_up};
+use crate::test_support::{NetNs, delete, resources, set_up};
 use crate::tun::{Tun, TunConfig, TunOffload};
 use crate::{clock, link};
 
@@ -515,12 +515,6 @@ fn what_does_not_go_together_is_refused_before_anything_is_made() {
         drop(first);
         Forwarder::open(engine(0, l2), config(0, l2)).expect("everything was given back");
     });
-}
-
-/// How many descriptors and threads this process has.
-fn resources() -> (usize, usize) {
-    let entries = |path| std::fs::read_dir(path).unwrap().count();
-    (entries("/proc/self/fd"), entries("/proc/self/task"))
 }
 
 #[test]

@@ -194,7 +194,7 @@ struct Outer<'a> {
 impl Worker<'_> {
     fn run(mut self) -> Result<(), PumpError> {
         let result = self.forward();
-        self.look(clock::now());
+        self.look();
         let mut lost = self.outer.nic.abandon(&mut self.outer.pool);
         if let Side::Veth(side) = &mut self.side {
             lost += side.port.abandon(&mut self.outer.pool);
@@ -215,7 +215,7 @@ impl Worker<'_> {
             };
             if self.look_at <= now {
                 self.look_at = now.saturating_add(LOOK);
-                self.look(now);
+                self.look();
             }
             if is_busy {
                 self.idle.busy(now);
@@ -261,7 +261,7 @@ impl Worker<'_> {
     }
 
     /// Counts what the kernel has dropped since the last look.
-    fn look(&mut self, _now: Instant) {
+    fn look(&mut self) {
         let own = self.outer.own;
         let difference = |drops: Option<XskDrops>, last: &mut Option<XskDrops>| {
             let drops = drops?;
@@ -486,20 +486,14 @@ impl Outer<'_> {
     }
 
     /// Puts a sealed frame of `len` bytes behind those that wait, or drops it.
-    fn send(&mut self, now: Instant, mut frame: Frame, len: usize, vni: Vni) {
-        self.pool.umem.set_len(&mut frame, len);
-        let packet = self.pool.umem.packet(&frame);
-        let sendable = sendable(self.shared, self.own, packet);
-        tapped_outbound(self.tap.as_ref(), now, packet, &sendable);
-        if let Err((reason, _)) = sendable {
-            count(reason, 1);
-            count(&self.counters.underlay_send_errors, 1);
-            self.shared.engine.count_tx_errors(vni, 1);
-            self.pool.free.push(frame);
-            return;
-        }
-        count(&self.counters.underlay_sent, 1);
-        self.nic.waiting.push(frame);
+    fn send(&mut self, now: Instant, frame: Frame, len: usize, vni: Vni) {
+        self.sink(now).send(frame, len, vni);
+    }
+
+    /// What seals straight into frames of the UMEM.
+    fn sink(&mut self, now: Instant) -> FrameSink<'_, '_> {
+        let Outer { shared, counters, own, pool, nic, reserved, tap, .. } = self;
+        FrameSink { shared, counters, own, pool, nic, reserved, tap: tap.as_ref(), now }
     }
 
     fn transmit(&mut self) {
@@ -524,8 +518,7 @@ impl Outer<'_> {
     }
 
     fn seal(&mut self, side: &mut TunSide<'_>, stop: &Stop, now: Instant) -> Result<(), PumpError> {
-        let Outer { shared, counters, own, pool, nic, reserved, tap, .. } = self;
-        let mut sink = FrameSink { shared, counters, own, pool, nic, reserved, tap: tap.as_ref(), now };
+        let mut sink = self.sink(now);
         let sealed = catch_unwind(AssertUnwindSafe(|| side.seal(now, &mut sink, |sink| sink.flush(stop))));
         let Ok(result) = sealed else {
             count(&sink.own.transform_panics, 1);
@@ -599,12 +592,25 @@ impl SealSink for FrameSink<'_, '_> {
 
     #[inline]
     fn settle(&mut self, len: usize, to: Option<&Destination>) {
-        let Some(mut frame) = self.reserved.pop_front() else { return };
+        let Some(frame) = self.reserved.pop_front() else { return };
+        match to {
+            Some(to) => self.send(frame, len, to.vni),
+            None => self.pool.free.push(frame),
+        }
+    }
+}
+
+impl FrameSink<'_, '_> {
+    /// Puts a sealed frame of `len` bytes behind those that wait, or drops it.
+    #[inline]
+    fn send(&mut self, mut frame: Frame, len: usize, vni: Vni) {
         self.pool.umem.set_len(&mut frame, len);
-        let Some(to) = to else { return self.pool.free.push(frame) };
         let packet = self.pool.umem.packet(&frame);
         let sendable = sendable(self.shared, self.own, packet);
-        tapped_outbound(self.tap, self.now, packet, &sendable);
+        if let Some(tap) = self.tap {
+            let dropped = sendable.as_ref().err().map(|(_, name)| *name);
+            tap.frame(CaptureEnd::Underlay, CaptureDirection::Outbound, self.now, packet, dropped);
+        }
         match sendable {
             Ok(()) => {
                 count(&self.counters.underlay_sent, 1);
@@ -613,14 +619,12 @@ impl SealSink for FrameSink<'_, '_> {
             Err((reason, _)) => {
                 count(reason, 1);
                 count(&self.counters.underlay_send_errors, 1);
-                self.shared.engine.count_tx_errors(to.vni, 1);
+                self.shared.engine.count_tx_errors(vni, 1);
                 self.pool.free.push(frame);
             }
         }
     }
-}
 
-impl FrameSink<'_, '_> {
     /// Sets going what is sealed, and waits until there is room for more; gives up what waits when that takes too long.
     fn flush(&mut self, stop: &Stop) {
         let mut patience_ends = None;
@@ -658,15 +662,6 @@ fn sendable<'c>(shared: &Shared, own: &'c OwnCounters, frame: &[u8]) -> Result<(
         return Err((&own.next_hop_unknown, "next_hop_unknown"));
     }
     Ok(())
-}
-
-/// Shows a sealed frame to the capture, if there is one.
-#[inline]
-fn tapped_outbound(tap: Option<&CaptureTap>, now: Instant, frame: &[u8], sendable: &Result<(), Unsendable<'_>>) {
-    if let Some(tap) = tap {
-        let dropped = sendable.as_ref().err().map(|(_, name)| *name);
-        tap.frame(CaptureEnd::Underlay, CaptureDirection::Outbound, now, frame, dropped);
-    }
 }
 
 /// Moves a packet to the start of its frame, where a descriptor has to have it; returns its length.

@@ -23,7 +23,7 @@ use super::worker::{Worker, work};
 use super::{Control, Ends, Pump, PumpCounters, PumpError, PumpNotice, PumpOptions, Work};
 use crate::device::DeviceError;
 use crate::link::{self, LinkError};
-use crate::test_support::{NetNs, delete, set_up};
+use crate::test_support::{NetNs, delete, resources, set_up};
 use crate::told::tests::{Complaint, Liar, SetOnDrop};
 use crate::tun::{Tun, TunConfig, TunError, TunOffload};
 use crate::udp::{Family, Udp, UdpConfig, UdpOffload};
@@ -715,12 +715,6 @@ fn a_panic_in_a_worker_ends_the_pump_with_an_error() {
         assert!(ended.recv().is_err(), "told once, after the other worker has ended too");
         pump.join();
     });
-}
-
-/// How many descriptors and threads this process has.
-fn resources() -> (usize, usize) {
-    let entries = |path| std::fs::read_dir(path).unwrap().count();
-    (entries("/proc/self/fd"), entries("/proc/self/task"))
 }
 
 #[test]
