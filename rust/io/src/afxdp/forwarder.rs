@@ -16,12 +16,12 @@ use icx_proto::{Instant, MacAddr};
 
 use super::capture::{Capture, CaptureConfig, DeviceLayer};
 use super::config::{
-    DeviceConfig, DeviceInfo, ForwarderConfig, ForwarderError, ForwarderInfo, ForwarderNotice, ForwarderState,
-    LinkStatus, NextHopState, ZeroCopy,
+    BusyPoll, DeviceConfig, DeviceInfo, ForwarderConfig, ForwarderError, ForwarderInfo, ForwarderNotice,
+    ForwarderState, LinkStatus, NextHopState, ZeroCopy,
 };
 use super::next_hop::{LinkMonitor, LinkState, NextHop, NextHops, link_by_name, link_state};
 use super::nic::{Nic, NicConfig};
-use super::program::{AttachError, FilterCounters, MAX_BOUND, UnderlayProgram, VirtualProgram};
+use super::program::{AttachError, AttachMode, FilterCounters, MAX_BOUND, UnderlayProgram, VirtualProgram};
 use super::transform::Transform;
 use super::umem::{Pool, Port, RING, frame_bytes_for, frames_for, max_mtu};
 use super::veth::{VethConfig, VethPair};
@@ -116,7 +116,12 @@ struct Programs {
 
 /// What every session is made from.
 struct Plan {
-    config: ForwarderConfig,
+    /// As it was called at the start.
+    interface: String,
+    bound: Vec<SocketAddr>,
+    attach: AttachMode,
+    zero_copy: ZeroCopy,
+    busy_poll: Option<BusyPoll>,
     mac: MacAddr,
     queues: u32,
     frame_bytes: u32,
@@ -151,40 +156,41 @@ impl Forwarder {
     pub fn open_with(
         engine: Arc<Engine>,
         transform: Arc<dyn Transform>,
-        mut config: ForwarderConfig,
+        config: ForwarderConfig,
     ) -> Result<Forwarder, ForwarderError> {
-        if config.bound.is_empty() || config.bound.len() > MAX_BOUND {
-            return Err(ForwarderError::Bound { given: config.bound.len(), most: MAX_BOUND });
+        let ForwarderConfig { interface, device, bound, attach, zero_copy, queues, busy_poll, .. } = config;
+        if bound.is_empty() || bound.len() > MAX_BOUND {
+            return Err(ForwarderError::Bound { given: bound.len(), most: MAX_BOUND });
         }
-        let host_mac = check_mode(&engine, &config.device)?;
+        let host_mac = check_mode(&engine, &device)?;
         let local = match engine.underlay() {
             Underlay::Raw { local, .. } => local.iter().map(|local| local.mac).collect::<Vec<_>>(),
-            Underlay::Udp => return Err(ForwarderError::Underlay { interface: config.interface }),
+            Underlay::Udp => return Err(ForwarderError::Underlay { interface }),
         };
-        let nic = Nic::claim(NicConfig { name: &config.interface, busy_poll: config.busy_poll.is_some() })
+        let nic = Nic::claim(NicConfig { name: &interface, busy_poll: busy_poll.is_some() })
             .map_err(|error| ForwarderError::of(error.errno(), error))?;
         let link = nic.link().clone();
         if !link.up {
-            return Err(ForwarderError::LinkDown(config.interface));
+            return Err(ForwarderError::LinkDown(interface));
         }
         let mac = link.mac.unwrap_or(MacAddr([0; 6]));
         if !local.contains(&mac) {
-            return Err(ForwarderError::ForeignMac { interface: config.interface, mac });
+            return Err(ForwarderError::ForeignMac { interface, mac });
         }
         let frame_bytes = frame_bytes_for(link.mtu);
         if link.mtu > max_mtu(frame_bytes) {
             let (mtu, most) = (link.mtu, max_mtu(frame_bytes));
-            return Err(ForwarderError::MtuTooLarge { interface: config.interface, mtu, frame: frame_bytes, most });
+            return Err(ForwarderError::MtuTooLarge { interface, mtu, frame: frame_bytes, most });
         }
-        let queues = match config.queues {
+        let queues = match queues {
             None => nic.queues(),
             Some(given) if (1..=nic.queues()).contains(&given) => given,
             Some(given) => {
-                return Err(ForwarderError::Queues { interface: config.interface, given, there: nic.queues() });
+                return Err(ForwarderError::Queues { interface, given, there: nic.queues() });
             }
         };
 
-        let (pair, device, inner) = open_device(&mut config, host_mac, queues)?;
+        let (pair, device, inner) = open_device(device, host_mac, queues)?;
         let cpus = match config.cpu_pin {
             true => sys::current_affinity().map_err(|source| ForwarderError::System {
                 action: "see which processors this process may use".to_owned(),
@@ -192,15 +198,15 @@ impl Forwarder {
             })?,
             false => Vec::new(),
         };
-        let ipv6 = config.bound.iter().any(SocketAddr::is_ipv6);
+        let ipv6 = bound.iter().any(SocketAddr::is_ipv6);
         let headroom = outer::header_len(ipv6) + geneve::HEADER_LEN - ethernet::HEADER_LEN;
         let inner = match inner {
             Some(tun) => Inner::Tun(tun),
             None => Inner::Veth { headroom, mtu: device.mtu },
         };
         let watch = Arc::new(Watch::default());
-        if let Some(path) = config.capture.take() {
-            let mut capture = CaptureConfig::new(path, config.interface.clone(), device.name.clone());
+        if let Some(path) = config.capture {
+            let mut capture = CaptureConfig::new(path, interface.clone(), device.name.clone());
             if matches!(inner, Inner::Tun(_)) {
                 capture.device_layer = DeviceLayer::Ip;
             }
@@ -215,12 +221,23 @@ impl Forwarder {
             clamp_mss: config.clamp_mss,
             latency: config.latency,
             idle_wake: config.idle_wake,
-            busy_poll: config.busy_poll.is_some(),
+            busy_poll: busy_poll.is_some(),
             tally: Arc::clone(&tally),
             mtu: AtomicU32::new(link.mtu),
             next_hop_wanted: AtomicBool::new(false),
         });
-        let plan = Plan { config, mac, queues, frame_bytes, headroom: headroom as u32, cpus };
+        let plan = Plan {
+            interface,
+            bound,
+            attach,
+            zero_copy,
+            busy_poll,
+            mac,
+            queues,
+            frame_bytes,
+            headroom: headroom as u32,
+            cpus,
+        };
         let session = Session::bind(&plan, &link.name, link.index, pair.as_ref(), &watch)?;
         let info = ForwarderInfo {
             interface: link.name.clone(),
@@ -351,13 +368,11 @@ fn check_mode(engine: &Engine, device: &DeviceConfig) -> Result<Option<MacAddr>,
 
 /// Makes or takes the device: a veth pair, or the TUN device that was handed in.
 fn open_device(
-    config: &mut ForwarderConfig,
+    device: DeviceConfig,
     host_mac: Option<MacAddr>,
     queues: u32,
 ) -> Result<(Option<VethPair>, DeviceInfo, Option<crate::Tun>), ForwarderError> {
-    let veth = VethConfig { name: String::new(), mtu: 0, mac: MacAddr([0; 6]), addresses: Vec::new(), queues };
-    let taken = super::config::VethDevice { name: String::new(), mtu: 0, addresses: Vec::new() };
-    match std::mem::replace(&mut config.device, DeviceConfig::Veth(taken)) {
+    match device {
         DeviceConfig::Tun(tun) => {
             if tun.queues() != queues as usize {
                 return Err(ForwarderError::TunQueues { queues: tun.queues(), needed: queues });
@@ -373,7 +388,7 @@ fn open_device(
         }
         DeviceConfig::Veth(device) => {
             let (name, mtu, addresses) = (device.name, device.mtu, device.addresses);
-            let mac = host_mac.unwrap_or(veth.mac);
+            let mac = host_mac.unwrap_or_default();
             let pair = VethPair::open(VethConfig { name, mtu, mac, addresses, queues })
                 .map_err(|error| ForwarderError::of(error.errno(), error))?;
             let (name, index) = (pair.name().to_owned(), pair.index());
@@ -391,19 +406,19 @@ impl Session {
         pair: Option<&VethPair>,
         watch: &Watch,
     ) -> Result<Session, ForwarderError> {
-        let Plan { config, queues, frame_bytes, .. } = plan;
+        let Plan { queues, frame_bytes, .. } = plan;
         let attach_error = |error: AttachError| ForwarderError::of(error.errno(), error);
         let mut underlay =
-            UnderlayProgram::attach(interface, index, *queues, &config.bound, config.attach).map_err(attach_error)?;
+            UnderlayProgram::attach(interface, index, *queues, &plan.bound, plan.attach).map_err(attach_error)?;
         let mut device = match pair {
             Some(pair) => Some(
-                VirtualProgram::attach(pair.inner_name(), pair.inner_index(), *queues, plan.headroom, config.attach)
+                VirtualProgram::attach(pair.inner_name(), pair.inner_index(), *queues, plan.headroom, plan.attach)
                     .map_err(attach_error)?,
             ),
             None => None,
         };
         // A veth has no zero-copy, and who shares a UMEM with it has none either.
-        let zero_copy = match (config.zero_copy, &pair) {
+        let zero_copy = match (plan.zero_copy, &pair) {
             (ZeroCopy::Off, _) | (ZeroCopy::Auto, Some(_)) => Some(false),
             (ZeroCopy::Auto, None) => None,
             (ZeroCopy::Require, _) => Some(true),
@@ -427,13 +442,13 @@ impl Session {
             let mut pool = Pool { umem, free };
             let nic = XskConfig { interface, queue, ring: RING, zero_copy };
             let nic = Xsk::bind(&pool.umem, nic).map_err(|source| match source.raw_os_error() {
-                Some(libc::EOPNOTSUPP) if config.zero_copy == ZeroCopy::Require => {
+                Some(libc::EOPNOTSUPP) if plan.zero_copy == ZeroCopy::Require => {
                     ForwarderError::NoZeroCopy { interface: interface.to_owned(), source }
                 }
                 _ => failed("bind an AF_XDP socket to")(source),
             })?;
             is_zero_copy &= nic.is_zero_copy().unwrap_or(false);
-            if let Some(busy_poll) = config.busy_poll {
+            if let Some(busy_poll) = plan.busy_poll {
                 sys::set_busy_poll(nic.fd(), busy_poll.microseconds, busy_poll.budget)
                     .map_err(failed("set up busy polling of"))?;
             }
@@ -603,7 +618,7 @@ impl Supervisor {
             return Ok(seen.map_or(Seen::Gone, Seen::State));
         }
         // One that has come, under the name that was asked for.
-        let seen = link_by_name(&self.plan.config.interface).map_err(netlink_error)?;
+        let seen = link_by_name(&self.plan.interface).map_err(netlink_error)?;
         Ok(seen.filter(|link| link.up).map_or(Seen::Same, Seen::Back))
     }
 
@@ -618,7 +633,7 @@ impl Supervisor {
             return Err(ForwarderError::MtuTooLarge { interface: link.name.clone(), mtu, frame, most });
         }
         self.nic = None;
-        let busy_poll = self.plan.config.busy_poll.is_some();
+        let busy_poll = self.plan.busy_poll.is_some();
         let nic = Nic::claim(NicConfig { name: &link.name, busy_poll })
             .map_err(|error| ForwarderError::of(error.errno(), error))?;
         if nic.queues() < self.plan.queues {
