@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZero;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use icx_io::ends::MAX_PACKET_BYTES;
+use icx_io::ends::{self, MAX_PACKET_BYTES};
 use icx_io::{
     Datagram, DatagramBatches, DeviceError, Family, Latency, LinkError, Pump, PumpCounters, PumpError, PumpNotice,
     PumpOptions, RouteError, Tun, TunConfig, TunError, TunOffload, Udp, UdpConfig, UdpOffload,
@@ -138,12 +138,12 @@ pub(crate) fn read_tun(call: &Call, tun: u32, packets: &mut [IcxPacket], output:
     let device = device.as_ref().ok_or_else(taken)?;
     let capacity = packets.len();
     let mut slots = packets.iter_mut();
-    let count = device
-        .read_batch(output, capacity, &readiness, tun, &mut |range| {
-            if let Some(packet) = slots.next() {
-                *packet = engine::placed_at(&range);
-            }
-        })
+    let mut placed = |range| {
+        if let Some(packet) = slots.next() {
+            *packet = engine::placed_at(&range);
+        }
+    };
+    let count = ends::read_batch(device, output, capacity, (&readiness, tun), &mut placed)
         .map_err(|error| pump_failure("read packets", &error))?;
     Ok(engine::processed(count))
 }
@@ -157,7 +157,7 @@ pub(crate) fn write_tun(call: &Call, tun: u32, input: &[u8], packets: &mut [IcxP
     let mut done = 0;
     for packet in packets {
         let Some(frame) = engine::frame(input, packet) else { break };
-        match device.write_packet(frame) {
+        match ends::write_packet(device, frame) {
             Ok(written) => packet.verdict = verdict(written),
             // What was written is told of; the failure comes again.
             Err(_) if done > 0 => break,
@@ -502,7 +502,7 @@ pub(crate) fn start_pump(call: &Call, text: &[u8]) -> Outcome<u32> {
     let mut options = PumpOptions::default();
     options.latency = ids.latency.into();
     options.clamp_mss = ids.clamp_mss;
-    let pump = Pump::start(engine, device, sockets.udp, options, on_notice, on_end)
+    let pump = Pump::start(engine, Box::new(device), sockets.udp, options, on_notice, on_end)
         .map_err(|error| pump_failure("start the pump", &error))?;
     Ok(reservation.open(std::sync::Arc::new(PumpHandle { pump })))
 }
@@ -515,7 +515,7 @@ pub(crate) fn stop_pump(call: &Call, pump: u32) -> Outcome<i32> {
 pub(crate) fn set_device_mtu(call: &Call, pump: u32, mtu: u32) -> Outcome<i32> {
     let set = call.get::<PumpHandle>(pump)?.pump.set_device_mtu(mtu);
     set.map_err(|error| match error {
-        TunError::Device(DeviceError::BadMtu { .. }) => Failure::of(Code::Invalid, "set the MTU of the device", &error),
+        DeviceError::BadMtu { .. } => Failure::of(Code::Invalid, "set the MTU of the device", &error),
         _ => Failure::system("set the MTU of the device", &error, error.errno()),
     })?;
     Ok(0)

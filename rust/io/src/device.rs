@@ -56,6 +56,12 @@ impl DeviceError {
     }
 }
 
+/// Whether a device may have these addresses, with the prefix lengths of their networks, and this MTU.
+pub fn check_device(addresses: &[(IpAddr, u8)], mtu: u32) -> Result<(), DeviceError> {
+    check_addresses(addresses)?;
+    check_mtu(mtu, least_mtu(addresses))
+}
+
 pub(crate) fn check_addresses(addresses: &[(IpAddr, u8)]) -> Result<(), DeviceError> {
     for &(address, prefix) in addresses {
         let most = if address.is_ipv4() { 32 } else { 128 };

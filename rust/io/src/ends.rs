@@ -4,10 +4,13 @@
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 
 use icx_proto::Instant;
 use icx_proto::wire::traffic_class::TrafficClass;
 
+use crate::device::DeviceError;
+use crate::packet_device::{PacketDevice, PieceFormat};
 use crate::pump::PumpError;
 use crate::readiness::{Direction, Readiness};
 use crate::sys::{self, ErrorSlot, Outgoing, ReceiveBatch, SendHeaders};
@@ -27,13 +30,55 @@ const BATCH: usize = 64;
 /// The queue to which callers outside write.
 const FIRST: usize = 0;
 
-impl Tun {
-    /// Reads the next packet with its virtio header, if there are any, into `buffer`, without waiting; `None` when there is none.
-    /// Only a lost device is an error.
-    pub(crate) fn next_piece(&self, queue: usize, buffer: &mut [u8]) -> Result<Option<usize>, PumpError> {
+impl PacketDevice for Tun {
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    fn queues(&self) -> usize {
+        self.queues()
+    }
+
+    fn mtu(&self) -> u32 {
+        self.mtu()
+    }
+
+    fn set_mtu(&self, mtu: u32) -> Result<(), DeviceError> {
+        self.set_mtu(mtu)
+    }
+
+    fn format(&self) -> PieceFormat {
+        let gro = self.offload().gro;
+        PieceFormat { vnet: self.has_headers(), merged_tcp: gro, merged_udp: gro && self.merges_udp() }
+    }
+
+    fn start_offload(&self) -> io::Result<()> {
+        self.start_offload()
+    }
+
+    fn queue_fd(&self, queue: usize) -> BorrowedFd<'_> {
+        self.queue_fd(queue)
+    }
+
+    fn next_piece(&self, queue: usize, buffer: &mut [u8]) -> Result<Option<usize>, PumpError> {
         self.next(|| self.read(queue, buffer))
     }
 
+    fn next_packet(&self, queue: usize, buffer: &mut [u8]) -> Result<Option<usize>, PumpError> {
+        self.next(|| self.read_bare(queue, buffer))
+    }
+
+    // What is refused: the device is set down, there is no memory, the packet is no IP packet.
+    fn deliver_piece(&self, queue: usize, bytes: &[u8]) -> Result<bool, PumpError> {
+        self.deliver_by("write", || self.write(queue, bytes))
+    }
+
+    fn deliver_packet(&self, queue: usize, packet: &[u8]) -> Result<bool, PumpError> {
+        self.deliver_by("write", || self.write_bare(queue, packet))
+    }
+}
+
+impl Tun {
     fn next(&self, mut read: impl FnMut() -> io::Result<usize>) -> Result<Option<usize>, PumpError> {
         loop {
             match read() {
@@ -42,21 +87,10 @@ impl Tun {
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => return Ok(None),
                     io::ErrorKind::Interrupted => {}
-                    _ => return Err(self.failure("read", error)),
+                    _ => return Err(device_failure(self.name(), "read", error)),
                 },
             }
         }
-    }
-
-    /// Hands the device a packet with its virtio header, if there are any; false when it does not take it (it is set down, there
-    /// is no memory, the packet is no IP packet). Only a lost device is an error.
-    pub(crate) fn deliver_piece(&self, queue: usize, bytes: &[u8]) -> Result<bool, PumpError> {
-        self.deliver_by("write", || self.write(queue, bytes))
-    }
-
-    /// The same for a bare packet.
-    pub(crate) fn deliver(&self, queue: usize, packet: &[u8]) -> Result<bool, PumpError> {
-        self.deliver_by("write", || self.write_bare(queue, packet))
     }
 
     fn deliver_by(&self, call: &'static str, mut write: impl FnMut() -> io::Result<()>) -> Result<bool, PumpError> {
@@ -69,60 +103,59 @@ impl Tun {
         };
         match error.raw_os_error() {
             Some(libc::EBADFD | libc::ENODEV | libc::ENXIO | libc::EBADF | libc::EFAULT) => {
-                Err(self.failure(call, error))
+                Err(device_failure(self.name(), call, error))
             }
             _ => Ok(false),
         }
     }
+}
 
-    pub(crate) fn failure(&self, call: &'static str, source: io::Error) -> PumpError {
-        let device = self.name().to_owned();
-        match source.raw_os_error() {
-            // What a descriptor answers whose device is gone (`tun_get` in drivers/net/tun.c), or is going.
-            Some(libc::EBADFD | libc::ENODEV | libc::ENXIO) => PumpError::DeviceRemoved { device, call, source },
-            _ => PumpError::Device { device, call, source },
+pub(crate) fn device_failure(name: &str, call: &'static str, source: io::Error) -> PumpError {
+    let device = name.to_owned();
+    match source.raw_os_error() {
+        // What a descriptor answers whose device is gone (`tun_get` in drivers/net/tun.c), or is going.
+        Some(libc::EBADFD | libc::ENODEV | libc::ENXIO) => PumpError::DeviceRemoved { device, call, source },
+        _ => PumpError::Device { device, call, source },
+    }
+}
+
+/// Reads up to `capacity` packets of a device to the start of `output`, one behind the other, without waiting, as long as there is room
+/// for one of [`MAX_PACKET_BYTES`]. `packet` hears where each lies. Returns how many there were; when it is none, `readiness` tells
+/// `token` once there are.
+pub fn read_batch(
+    device: &dyn PacketDevice,
+    output: &mut [u8],
+    capacity: usize,
+    (readiness, token): (&Readiness, u32),
+    packet: &mut dyn FnMut(Range<usize>),
+) -> Result<usize, PumpError> {
+    let (mut count, mut used) = (0, 0);
+    for queue in 0..device.queues() {
+        while count < capacity && output.len() - used >= MAX_PACKET_BYTES {
+            let length = match device.next_packet(queue, &mut output[used..]) {
+                Ok(Some(length)) => length,
+                Err(error) if count == 0 => return Err(error),
+                // Before a failure, what was read is handed out; the failure comes again.
+                Ok(None) | Err(_) => break,
+            };
+            packet(used..used + length);
+            used += length;
+            count += 1;
         }
     }
-
-    /// Reads up to `capacity` packets to the start of `output`, one behind the other, without waiting, as long as there is room for
-    /// one of [`MAX_PACKET_BYTES`]. `packet` hears where each lies. Returns how many there were; when it is none, `readiness` tells
-    /// `token` once there are.
-    pub fn read_batch(
-        &self,
-        output: &mut [u8],
-        capacity: usize,
-        readiness: &Readiness,
-        token: u32,
-        packet: &mut dyn FnMut(Range<usize>),
-    ) -> Result<usize, PumpError> {
-        let (mut count, mut used) = (0, 0);
-        for queue in 0..self.queues() {
-            while count < capacity && output.len() - used >= MAX_PACKET_BYTES {
-                let length = match self.next(|| self.read_bare(queue, &mut output[used..])) {
-                    Ok(Some(length)) => length,
-                    Err(error) if count == 0 => return Err(error),
-                    // Before a failure, what was read is handed out; the failure comes again.
-                    Ok(None) | Err(_) => break,
-                };
-                packet(used..used + length);
-                used += length;
-                count += 1;
-            }
+    if count == 0 {
+        for queue in 0..device.queues() {
+            readiness
+                .arm(Direction::Read, device.queue_fd(queue), token)
+                .map_err(|source| PumpError::Wait { call: "epoll_ctl", source })?;
         }
-        if count == 0 {
-            for queue in 0..self.queues() {
-                readiness
-                    .arm(Direction::Read, self.queue_fd(queue), token)
-                    .map_err(|source| PumpError::Wait { call: "epoll_ctl", source })?;
-            }
-        }
-        Ok(count)
     }
+    Ok(count)
+}
 
-    /// Hands the device a packet, as the pump does: false when it does not take it.
-    pub fn write_packet(&self, packet: &[u8]) -> Result<bool, PumpError> {
-        self.deliver(FIRST, packet)
-    }
+/// Hands a device a packet, as the pump does: false when it does not take it.
+pub fn write_packet(device: &dyn PacketDevice, packet: &[u8]) -> Result<bool, PumpError> {
+    device.deliver_packet(FIRST, packet)
 }
 
 /// What a receive came to.
@@ -430,10 +463,12 @@ mod tests {
         let mut output = vec![0; 3 * super::MAX_PACKET_BYTES];
         let read = |output: &mut [u8], capacity| {
             let mut ranges = Vec::new();
-            tun.read_batch(output, capacity, &readiness, TOKEN, &mut |range| ranges.push(range)).map(|count| {
-                assert_eq!(count, ranges.len());
-                ranges
-            })
+            super::read_batch(&tun, output, capacity, (&readiness, TOKEN), &mut |range| ranges.push(range)).map(
+                |count| {
+                    assert_eq!(count, ranges.len());
+                    ranges
+                },
+            )
         };
         assert_eq!(read(&mut output, 8).unwrap(), []);
         assert_eq!(told(&readiness, Duration::ZERO), []);
@@ -447,14 +482,14 @@ mod tests {
         assert_eq!(read(&mut output, 2).unwrap(), std::slice::from_ref(&(0..58)));
         assert_eq!(read(&mut output, 2).unwrap(), []);
 
-        assert!(tun.write_packet(&output[..58]).unwrap());
-        assert!(!tun.write_packet(&[0; 20]).unwrap(), "no IP packet");
+        assert!(super::write_packet(&tun, &output[..58]).unwrap());
+        assert!(!super::write_packet(&tun, &[0; 20]).unwrap(), "no IP packet");
         set_up("icx0", false).unwrap();
-        assert!(!tun.write_packet(&output[..58]).unwrap(), "set down");
+        assert!(!super::write_packet(&tun, &output[..58]).unwrap(), "set down");
         delete("icx0").unwrap();
         assert_eq!(told(&readiness, LIVENESS), [(Direction::Read, TOKEN)]);
         let removed = |error: PumpError, at| matches!(error, PumpError::DeviceRemoved { call, .. } if call == at);
         assert!(removed(read(&mut output, 2).unwrap_err(), "read"));
-        assert!(removed(tun.write_packet(&[0x45; 20]).unwrap_err(), "write"));
+        assert!(removed(super::write_packet(&tun, &[0x45; 20]).unwrap_err(), "write"));
     }
 }

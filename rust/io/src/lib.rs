@@ -13,6 +13,7 @@ pub mod ends;
 mod icmp;
 pub mod link;
 mod netlink;
+mod packet_device;
 pub mod process;
 pub mod pump;
 pub mod readiness;
@@ -23,18 +24,21 @@ mod sys;
 mod told;
 pub mod tun;
 pub mod udp;
+mod wakeup;
 mod workers;
 
 #[cfg(test)]
 mod test_support;
 
-pub use device::DeviceError;
+pub use device::{DeviceError, check_device};
 pub use ends::{Datagram, DatagramBatches, ReceivedDatagram, SendOutcome};
 pub use link::{Link, LinkError};
 pub use netlink::NetlinkError;
+pub use packet_device::{PacketDevice, PieceFormat};
 pub use pump::{Latency, Pump, PumpCounters, PumpError, PumpNotice, PumpOptions};
 pub use readiness::{Direction, Readiness};
 pub use resolve::ResolveError;
 pub use route::{Route, RouteError};
 pub use tun::{Tun, TunConfig, TunError, TunOffload};
 pub use udp::{Family, Udp, UdpConfig, UdpError, UdpOffload};
+pub use wakeup::Wakeup;

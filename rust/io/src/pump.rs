@@ -1,4 +1,4 @@
-//! Worker threads between a TUN device, the engine and UDP sockets.
+//! Worker threads between a device, the engine and UDP sockets.
 //!
 //! One worker for each queue of the device, with a receiving socket of its own, serves both directions in turn: it reads
 //! inner packets, seals them into one buffer and sends that; it receives datagrams, opens them into another and hands
@@ -6,12 +6,13 @@
 //! is nothing to do a worker looks again for a moment, as its [`Latency`] says, and then waits in ppoll(2), also on one
 //! eventfd that tells it to stop.
 //!
-//! A flow stays in order: the kernel reads it from one queue, and what came from one address and port stays on one
+//! A flow stays in order: with a TUN device the kernel reads it from one queue, and what came from one address and port stays on one
 //! socket. Which queue a flow is read from follows the queue to which its other direction was written last (`tun_flow_update`
 //! in drivers/net/tun.c), so packets are written to the queue that the flow's hash names, whichever worker opened them.
 
+mod device_side;
 mod idle;
-mod tun_side;
+
 mod worker;
 
 use std::io;
@@ -22,14 +23,16 @@ use std::time::Duration;
 use icx_proto::engine::{Engine, PathMtuChange};
 
 #[cfg(feature = "afxdp")]
+pub(crate) use device_side::DeviceSide;
+#[cfg(feature = "afxdp")]
 pub(crate) use idle::Idle;
 pub use idle::Latency;
-#[cfg(feature = "afxdp")]
-pub(crate) use tun_side::TunSide;
 
 use crate::counters::counters;
+use crate::device::DeviceError;
+use crate::ends::device_failure;
+use crate::packet_device::PacketDevice;
 use crate::sys;
-use crate::tun::{Tun, TunError};
 use crate::udp::Udp;
 use crate::workers::{self, OnEnd, Stop, Workers};
 use worker::work;
@@ -184,7 +187,7 @@ impl Control {
 #[derive(Debug)]
 struct Ends {
     engine: Arc<Engine>,
-    tun: Tun,
+    device: Box<dyn PacketDevice>,
     udp: Udp,
     options: PumpOptions,
 }
@@ -204,24 +207,24 @@ impl Pump {
     /// When this returns an error, `on_end` is not called.
     pub fn start(
         engine: Arc<Engine>,
-        tun: Tun,
+        device: Box<dyn PacketDevice>,
         udp: Udp,
         options: PumpOptions,
         on_notice: Box<dyn Fn(PumpNotice) + Send + Sync>,
         on_end: Box<dyn FnOnce(Result<(), PumpError>) + Send>,
     ) -> Result<Pump, PumpError> {
-        let (queues, sockets) = (tun.queues(), udp.sockets());
+        let (queues, sockets) = (device.queues(), udp.sockets());
         if queues != sockets {
-            return Err(PumpError::Uneven { device: tun.name().to_owned(), queues, sockets });
+            return Err(PumpError::Uneven { device: device.name().to_owned(), queues, sockets });
         }
         sys::use_wide_checksums();
-        tun.start_offload().map_err(|source| tun.failure("ioctl", source))?;
+        device.start_offload().map_err(|source| device_failure(device.name(), "ioctl", source))?;
         udp.start_offload().map_err(|source| PumpError::Socket {
             address: udp.local_addr(),
             call: "setsockopt",
             source,
         })?;
-        Self::start_workers(&vec![work as Work; queues], Ends { engine, tun, udp, options }, on_notice, on_end)
+        Self::start_workers(&vec![work as Work; queues], Ends { engine, device, udp, options }, on_notice, on_end)
     }
 
     fn start_workers(works: &[Work], ends: Ends, on_notice: OnNotice, on_end: OnEnd) -> Result<Pump, PumpError> {
@@ -247,9 +250,9 @@ impl Pump {
         self.workers.join();
     }
 
-    /// Gives the device another MTU, as [`Tun::set_mtu`]. After the end there is none, and nothing to do.
-    pub fn set_device_mtu(&self, mtu: u32) -> Result<(), TunError> {
-        self.ends.upgrade().map_or(Ok(()), |ends| ends.tun.set_mtu(mtu))
+    /// Gives the device another MTU, as [`PacketDevice::set_mtu`]. After the end there is none, and nothing to do.
+    pub fn set_device_mtu(&self, mtu: u32) -> Result<(), DeviceError> {
+        self.ends.upgrade().map_or(Ok(()), |ends| ends.device.set_mtu(mtu))
     }
 
     /// The counters as they stand, also after the end.

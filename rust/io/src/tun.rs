@@ -174,7 +174,7 @@ impl Tun {
     /// would take away below.
     ///
     /// Needs CAP_NET_ADMIN, in the network namespace of the device, which must be the calling thread's.
-    pub fn set_mtu(&self, mtu: u32) -> Result<(), TunError> {
+    pub fn set_mtu(&self, mtu: u32) -> Result<(), DeviceError> {
         device::check_mtu(mtu, self.least_mtu)?;
         let mut netlink = Netlink::open().map_err(|source| self.failed("set the MTU", source))?;
         self.request_mtu(&mut netlink, self.index, mtu, None)?;
@@ -263,13 +263,13 @@ impl Tun {
         index: u32,
         mtu: u32,
         other: Option<LinkAttribute>,
-    ) -> Result<(), TunError> {
+    ) -> Result<(), DeviceError> {
         device::set_mtu(netlink, &self.name, index, mtu, other)?;
         if let Some(most) = most_uncut_bytes(mtu) {
             match link::set(netlink, index, vec![LinkAttribute::GsoMaxSize(most)]) {
                 // It saves a send now and then; a kernel that does not let it be set is as good.
                 Err(NetlinkError::Refused(_)) | Ok(()) => {}
-                Err(source) => return Err(self.failed("set the largest size", source).into()),
+                Err(source) => return Err(self.failed("set the largest size", source)),
             }
         }
         Ok(())
@@ -317,7 +317,7 @@ fn negotiate(name: &str, queue: &File, wanted: TunOffload) -> Result<Found, TunE
 
 /// The longest uncut packet whose segments, of `mtu` bytes each, leave in one segmented send once they are sealed. `None`:
 /// not even two do.
-fn most_uncut_bytes(mtu: u32) -> Option<u32> {
+pub fn most_uncut_bytes(mtu: u32) -> Option<u32> {
     // Sealing adds 32 bytes of header and 16 of tag; IPv4 and TCP take 40 bytes of every segment.
     let segments = (RUN_LIMITS.bytes as u32 / (mtu + 48)).min(RUN_LIMITS.datagrams as u32);
     (segments > 1).then(|| segments * mtu.saturating_sub(40) + 40)

@@ -21,7 +21,7 @@ use crate::clock;
 use crate::counters::{count, counters};
 use crate::ends::MAX_PACKET_BYTES;
 use crate::icmp::TooBig;
-use crate::pump::{Idle, Latency, PumpError, TunSide, WorkerCounters};
+use crate::pump::{DeviceSide, Idle, Latency, PumpError, WorkerCounters};
 use crate::sys::{Frame, Interest, Umem, XskDrops};
 use crate::tun::Tun;
 use crate::workers::Stop;
@@ -134,7 +134,7 @@ pub(super) fn work(shared: &Shared, parts: WorkerParts, stop: &Stop, number: usi
         }
         (Inner::Tun(tun), None) => {
             let counters = &shared.tally.counters[number];
-            let side = TunSide::new((tun, number), &shared.engine, shared.clamp_mss, counters, now);
+            let side = DeviceSide::new((tun, number), &shared.engine, shared.clamp_mss, counters, now);
             Side::Tun(Box::new(side))
         }
         // They are made together.
@@ -168,7 +168,7 @@ struct Worker<'a> {
 
 enum Side<'a> {
     Veth(Box<VethSide>),
-    Tun(Box<TunSide<'a>>),
+    Tun(Box<DeviceSide<'a>>),
 }
 
 struct VethSide {
@@ -503,7 +503,7 @@ impl Outer<'_> {
     }
 
     /// Both directions with a TUN device inside, one batch at most each. False: there was nothing.
-    fn forward_tun(&mut self, side: &mut TunSide<'_>, stop: &Stop, now: Instant) -> Result<bool, PumpError> {
+    fn forward_tun(&mut self, side: &mut DeviceSide<'_>, stop: &Stop, now: Instant) -> Result<bool, PumpError> {
         let outbound = if self.nic.has_room() {
             let read = side.read();
             self.seal(side, stop, now)?;
@@ -517,7 +517,7 @@ impl Outer<'_> {
         Ok(outbound || inbound)
     }
 
-    fn seal(&mut self, side: &mut TunSide<'_>, stop: &Stop, now: Instant) -> Result<(), PumpError> {
+    fn seal(&mut self, side: &mut DeviceSide<'_>, stop: &Stop, now: Instant) -> Result<(), PumpError> {
         let mut sink = self.sink(now);
         let sealed = catch_unwind(AssertUnwindSafe(|| side.seal(now, &mut sink, |sink| sink.flush(stop))));
         let Ok(result) = sealed else {
@@ -528,7 +528,7 @@ impl Outer<'_> {
         result
     }
 
-    fn open(&mut self, side: &mut TunSide<'_>, now: Instant) -> Result<bool, PumpError> {
+    fn open(&mut self, side: &mut DeviceSide<'_>, now: Instant) -> Result<bool, PumpError> {
         let mut batch = std::mem::take(&mut self.batch);
         self.receive(&mut batch);
         let is_busy = !batch.is_empty();

@@ -25,7 +25,7 @@ use crate::device::DeviceError;
 use crate::link::{self, LinkError};
 use crate::test_support::{NetNs, delete, resources, set_up};
 use crate::told::tests::{Complaint, Liar, SetOnDrop};
-use crate::tun::{Tun, TunConfig, TunError, TunOffload};
+use crate::tun::{Tun, TunConfig, TunOffload};
 use crate::udp::{Family, Udp, UdpConfig, UdpOffload};
 use crate::{clock, sys};
 
@@ -126,7 +126,12 @@ fn open_udp(options: Options) -> Udp {
 
 fn ends(number: usize, options: Options) -> Ends {
     let engine = engine(number, options);
-    Ends { engine, tun: open_tun(number, options), udp: open_udp(options), options: PumpOptions::default() }
+    Ends {
+        engine,
+        device: Box::new(open_tun(number, options)),
+        udp: open_udp(options),
+        options: PumpOptions::default(),
+    }
 }
 
 struct Started {
@@ -135,12 +140,12 @@ struct Started {
     notices: Receiver<PumpNotice>,
 }
 
-fn start(Ends { engine, tun, udp, options }: Ends) -> Started {
+fn start(Ends { engine, device, udp, options }: Ends) -> Started {
     let (tell, ended) = mpsc::channel();
     let (note, notices) = mpsc::channel();
     let on_end = Box::new(move |result| tell.send(result).unwrap_or(()));
     let on_notice = Box::new(move |notice| note.send(notice).unwrap_or(()));
-    Started { pump: Pump::start(engine, tun, udp, options, on_notice, on_end).unwrap(), ended, notices }
+    Started { pump: Pump::start(engine, device, udp, options, on_notice, on_end).unwrap(), ended, notices }
 }
 
 /// Two nodes whose namespaces a veth pair connects, without keys. `None` without the right to make namespaces.
@@ -639,7 +644,7 @@ fn a_path_that_narrows_is_learned_from_who_has_seen_a_packet_and_from_nobody_els
         set(1296).unwrap();
         assert_eq!(device_mtu(), 1296);
         let error = set(1279).unwrap_err();
-        assert!(matches!(error, TunError::Device(DeviceError::BadMtu { given: 1279, least: 1280 })), "{error:?}");
+        assert!(matches!(error, DeviceError::BadMtu { given: 1279, least: 1280 }), "{error:?}");
         set(1392).unwrap();
         assert_eq!(device_mtu(), 1392);
 

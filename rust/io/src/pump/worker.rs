@@ -9,8 +9,8 @@ use std::time::Duration;
 use icx_proto::engine::{Arrival, Destination, PathMtuVerdict, RunBuffer, TxVerdict};
 use icx_proto::{Instant, Vni};
 
+use super::device_side::{DeviceSide, READ_PACKETS};
 use super::idle::Idle;
-use super::tun_side::{READ_PACKETS, TunSide};
 use super::{Control, Ends, PumpError, PumpNotice, WorkerCounters};
 use crate::clock;
 use crate::counters::count;
@@ -43,7 +43,7 @@ pub(super) struct Worker<'a> {
     ends: &'a Ends,
     number: usize,
     port: Port<'a>,
-    device: TunSide<'a>,
+    device: DeviceSide<'a>,
     sealed: RunBuffer,
     received: ReceiveBatch,
     receive_limit: usize,
@@ -61,7 +61,7 @@ impl<'a> Worker<'a> {
             ends,
             number,
             port: Port { ends, control, number, counters, sender: Sender::new(SEND_RUNS) },
-            device: TunSide::new((&ends.tun, number), &ends.engine, ends.options.clamp_mss, counters, now),
+            device: DeviceSide::new((&*ends.device, number), &ends.engine, ends.options.clamp_mss, counters, now),
             sealed: RunBuffer::new(SEND_BYTES, SEND_RUNS, RUN_LIMITS),
             received: ReceiveBatch::new(RECEIVE_SLOTS, RECEIVE_SLOT_BYTES),
             receive_limit: RECEIVE_SLOTS,
@@ -85,9 +85,9 @@ impl<'a> Worker<'a> {
                 // Whoever else could run goes first; when somebody did, it shows in the time that this took.
                 thread::yield_now();
             } else {
-                let tun = Interest::readable(self.device.fd());
+                let device = Interest::readable(self.device.fd());
                 let udp = Interest::readable(self.ends.udp.base(self.number));
-                let [_, udp] = self.port.control.stop.wait([tun, udp], self.sleep(now))?;
+                let [_, udp] = self.port.control.stop.wait([device, udp], self.sleep(now))?;
                 if udp.has_error() {
                     // Left in the queue it would end the next wait at once.
                     self.hear_own(clock::now());
@@ -201,8 +201,8 @@ impl<'a> Worker<'a> {
         if self.number != FIRST {
             return None;
         }
-        let engine = &self.ends.engine;
-        let due = [engine.poll_timeout(), engine.next_keepalive()].into_iter().flatten().min();
+        let Ends { engine, device, .. } = self.ends;
+        let due = [engine.poll_timeout(), engine.next_keepalive(), device.due()].into_iter().flatten().min();
         let idle = self.ends.options.idle_wake;
         Some(due.map_or(idle, |due| due.saturating_since(now).min(idle)).max(LEAST))
     }

@@ -1,4 +1,4 @@
-//! The inner side of a worker: one queue of a TUN device, from which it reads packets to be sealed and to which it hands what was
+//! The inner side of a worker: one queue of a device, from which it reads packets to be sealed and to which it hands what was
 //! opened.
 
 use std::os::fd::BorrowedFd;
@@ -13,7 +13,7 @@ use super::{PumpError, WorkerCounters};
 use crate::counters::count;
 use crate::ends::MAX_PACKET_BYTES;
 use crate::icmp::TooBig;
-use crate::tun::Tun;
+use crate::packet_device::PacketDevice;
 
 /// What the device hands over in one read.
 const MAX_READ_BYTES: usize = VnetHeader::LEN + MAX_PACKET_BYTES;
@@ -29,35 +29,35 @@ const READ_BYTES: usize = 2 * MAX_READ_BYTES;
 const DELIVER_BYTES: usize = 2 * 65_536;
 
 /// One worker's queue of the device, with what is read and what waits to be written.
-pub(crate) struct TunSide<'a> {
+pub(crate) struct DeviceSide<'a> {
     port: Port<'a>,
     read: ReadBatch,
     /// Emptied after each batch; kept for its memory.
     packets: Vec<BatchPacket<'static>>,
-    /// Takes what is opened, until [`TunSide::deliver`].
+    /// Takes what is opened, until [`DeviceSide::deliver`].
     pub(crate) opened: Coalescer,
     too_big: TooBig,
     /// Numbers of the packets of the batch that were too big, and what would not have been, where that is bounded.
     oversized: Vec<(usize, Option<u32>)>,
 }
 
-impl<'a> TunSide<'a> {
+impl<'a> DeviceSide<'a> {
     pub(crate) fn new(
-        (tun, number): (&'a Tun, usize),
+        (device, number): (&'a dyn PacketDevice, usize),
         engine: &'a Engine,
         clamp_mss: bool,
         counters: &'a WorkerCounters,
         now: Instant,
     ) -> Self {
-        let gro = tun.offload().gro;
-        TunSide {
-            port: Port { tun, number, engine, clamp_mss, counters },
-            read: ReadBatch::new(if tun.has_headers() { VnetHeader::LEN } else { 0 }),
+        let format = device.format();
+        DeviceSide {
+            port: Port { device, number, engine, clamp_mss, counters },
+            read: ReadBatch::new(if format.vnet { VnetHeader::LEN } else { 0 }),
             packets: Vec::with_capacity(READ_PACKETS),
             opened: Coalescer::new(CoalesceOptions {
-                tcp: gro,
-                udp: gro && tun.merges_udp(),
-                vnet: tun.has_headers(),
+                tcp: format.merged_tcp,
+                udp: format.merged_udp,
+                vnet: format.vnet,
                 bytes: DELIVER_BYTES,
             }),
             too_big: TooBig::new(now),
@@ -66,7 +66,7 @@ impl<'a> TunSide<'a> {
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'a> {
-        self.port.tun.queue_fd(self.port.number)
+        self.port.device.queue_fd(self.port.number)
     }
 
     /// Reads until the batch is full or the device has nothing more; false when it had nothing at all. The batch is to be sealed also
@@ -106,7 +106,7 @@ impl<'a> TunSide<'a> {
         self.packets = recycle(packets);
         flush(sink);
         for (number, mtu) in self.oversized.drain(..) {
-            let mtu = mtu.unwrap_or(self.port.tun.mtu());
+            let mtu = mtu.unwrap_or(self.port.device.mtu());
             let packet = self.read.packet(number);
             let mut reply = [0; TooBig::MAX_BYTES];
             if let Some(length) = self.too_big.reply(now, packet, mtu, &mut reply) {
@@ -157,7 +157,7 @@ impl ReadBatch {
             if self.lengths.len() == READ_PACKETS || self.buffer.len() - used < MAX_READ_BYTES {
                 break Ok(true);
             }
-            match port.tun.next_piece(port.number, &mut self.buffer[used..]) {
+            match port.device.next_piece(port.number, &mut self.buffer[used..]) {
                 // Nothing follows the header of an empty packet, which there is none of.
                 Ok(Some(length)) if length > self.header => {
                     self.lengths.push(length);
@@ -197,7 +197,7 @@ impl ReadBatch {
 
 /// The queue itself.
 struct Port<'a> {
-    tun: &'a Tun,
+    device: &'a dyn PacketDevice,
     number: usize,
     engine: &'a Engine,
     clamp_mss: bool,
@@ -212,7 +212,7 @@ impl Port<'_> {
             && let Some(syn) = Syn::parse(packet)
         {
             let mtu = self.engine.inner_mtu_for(packet);
-            syn.clamp(packet, self.tun.mtu().min(mtu.unwrap_or(u32::MAX)));
+            syn.clamp(packet, self.device.mtu().min(mtu.unwrap_or(u32::MAX)));
         }
     }
 
@@ -220,7 +220,7 @@ impl Port<'_> {
     fn clamp_inbound(&self, vni: Vni, packet: &mut [u8]) {
         if let Some(syn) = Syn::parse(packet) {
             let mtu = self.engine.network_inner_mtu(vni);
-            syn.clamp(packet, self.tun.mtu().min(mtu.unwrap_or(u32::MAX)));
+            syn.clamp(packet, self.device.mtu().min(mtu.unwrap_or(u32::MAX)));
         }
     }
 
@@ -240,7 +240,7 @@ impl Port<'_> {
 
     /// The queue from which the answers to a packet are to be read.
     fn queue_of(&self, packet: &[u8]) -> usize {
-        match self.tun.queues() {
+        match self.device.queues() {
             1 => 0,
             // The upper bits, which are the better mixed ones.
             queues => (usize::from(flow_hash(0, packet)) * queues) >> u16::BITS,
@@ -249,12 +249,12 @@ impl Port<'_> {
 
     /// Hands the device a packet of this node's own.
     fn reply(&self, packet: &[u8]) -> Result<(), PumpError> {
-        self.written(self.tun.deliver(self.number, packet), 1)
+        self.written(self.device.deliver_packet(self.number, packet), 1)
     }
 
     /// Hands the device what counts as `packets`. What it does not take is counted.
     fn write(&self, queue: usize, bytes: &[u8], packets: u64) -> Result<(), PumpError> {
-        self.written(self.tun.deliver_piece(queue, bytes), packets)
+        self.written(self.device.deliver_piece(queue, bytes), packets)
     }
 
     fn written(&self, taken: Result<bool, PumpError>, packets: u64) -> Result<(), PumpError> {
