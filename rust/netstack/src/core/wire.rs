@@ -1,0 +1,126 @@
+//! What the stack looks at in packets itself: whom they are for, and the checksums that smoltcp leaves alone.
+
+use std::net::{IpAddr, SocketAddr};
+
+use icx_proto::offload::VnetHeader;
+use icx_proto::wire::checksum::Sum;
+use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket};
+
+/// Where the checksum is in a TCP header (RFC 9293 section 3.1).
+const TCP_CHECKSUM: usize = 16;
+
+/// Both ends of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Flow {
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+}
+
+/// What a packet is, as far as it decides about its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrived {
+    Tcp(Segment),
+    /// Everything else that is IP.
+    Other,
+    /// No IP packet, a fragment of TCP, or TCP with headers or a checksum that are wrong.
+    Bad,
+}
+
+/// A TCP segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) flow: Flow,
+    /// SYN without ACK: the first of a connection.
+    pub(crate) opens: bool,
+    pub(crate) resets: bool,
+    pub(crate) has_payload: bool,
+}
+
+/// Reads a packet. `verified`: its transport checksum is known to be right.
+pub(crate) fn read(packet: &[u8], verified: bool) -> Arrived {
+    match packet.first().map(|first| first >> 4) {
+        Some(4) => {
+            let Ok(ip) = Ipv4Packet::new_checked(packet) else { return Arrived::Bad };
+            if ip.next_header() != IpProtocol::Tcp {
+                return Arrived::Other;
+            }
+            if ip.more_frags() || ip.frag_offset() != 0 {
+                return Arrived::Bad;
+            }
+            segment(ip.src_addr().into(), ip.dst_addr().into(), ip.payload(), verified)
+        }
+        Some(6) => {
+            let Ok(ip) = Ipv6Packet::new_checked(packet) else { return Arrived::Bad };
+            match ip.next_header() {
+                IpProtocol::Tcp => segment(ip.src_addr().into(), ip.dst_addr().into(), ip.payload(), verified),
+                _ => Arrived::Other,
+            }
+        }
+        _ => Arrived::Bad,
+    }
+}
+
+fn segment(src: IpAddr, dst: IpAddr, bytes: &[u8], verified: bool) -> Arrived {
+    let Ok(tcp) = TcpPacket::new_checked(bytes) else { return Arrived::Bad };
+    let sum = || Sum::new().add_pseudo_header(src, dst, IpProtocol::Tcp.into(), bytes.len() as u32).add_bytes(bytes);
+    if !verified && sum().finish() != 0 {
+        return Arrived::Bad;
+    }
+    let (local, remote) = (SocketAddr::new(dst, tcp.dst_port()), SocketAddr::new(src, tcp.src_port()));
+    Arrived::Tcp(Segment {
+        flow: Flow { local, remote },
+        opens: tcp.syn() && !tcp.ack() && !tcp.rst(),
+        resets: tcp.rst(),
+        has_payload: !tcp.payload().is_empty(),
+    })
+}
+
+/// Completes the checksum of a packet that smoltcp made, if it is TCP; with `cut`, the payload bytes of each segment, only as far as
+/// cutting wants it. Returns the header that goes before it.
+pub(crate) fn complete(packet: &mut [u8], cut: Option<u16>) -> VnetHeader {
+    let (v6, ip_len, protocol) = match packet.first() {
+        Some(first) if first >> 4 == 6 => (true, 40, packet.get(6)),
+        Some(first) => (false, usize::from(first & 0x0f) * 4, packet.get(9)),
+        None => return VnetHeader::default(),
+    };
+    if protocol != Some(&IpProtocol::Tcp.into()) {
+        return VnetHeader::default();
+    }
+    let (Some((src, dst)), Some(len)) = (addresses(packet, v6), packet.len().checked_sub(ip_len)) else {
+        return VnetHeader::default();
+    };
+    let pseudo = Sum::new().add_pseudo_header(src, dst, IpProtocol::Tcp.into(), len as u32);
+    let mut set = |checksum: u16| {
+        let field = packet.get_mut(ip_len + TCP_CHECKSUM..).and_then(|rest| rest.first_chunk_mut::<2>());
+        if let Some(field) = field {
+            *field = checksum.to_be_bytes();
+        }
+    };
+    let Some(size) = cut else {
+        set(0);
+        let checksum = pseudo.add_bytes(&packet[ip_len..]).finish();
+        packet[ip_len + TCP_CHECKSUM..][..2].copy_from_slice(&checksum.to_be_bytes());
+        return VnetHeader::default();
+    };
+    // Whoever cuts adds the data to the sum of the pseudo-header, which is left in its place.
+    set(!pseudo.finish());
+    let tcp_len = packet.get(ip_len + 12).map_or(0, |offset| u16::from(offset >> 4) * 4);
+    VnetHeader {
+        flags: VnetHeader::NEEDS_CSUM,
+        gso_type: if v6 { VnetHeader::GSO_TCPV6 } else { VnetHeader::GSO_TCPV4 },
+        hdr_len: ip_len as u16 + tcp_len,
+        gso_size: size,
+        csum_start: ip_len as u16,
+        csum_offset: TCP_CHECKSUM as u16,
+    }
+}
+
+fn addresses(packet: &[u8], v6: bool) -> Option<(IpAddr, IpAddr)> {
+    if v6 {
+        let (src, dst) = packet.get(8..40)?.split_first_chunk::<16>()?;
+        Some((IpAddr::from(*src), IpAddr::from(*dst.first_chunk::<16>()?)))
+    } else {
+        let (src, dst) = packet.get(12..20)?.split_first_chunk::<4>()?;
+        Some((IpAddr::from(*src), IpAddr::from(*dst.first_chunk::<4>()?)))
+    }
+}
