@@ -1,6 +1,7 @@
 //! How a stack behaves.
 
 use std::net::IpAddr;
+use std::num::NonZero;
 use std::time::Duration;
 
 use icx_io::DeviceError;
@@ -21,6 +22,8 @@ pub enum Congestion {
 pub struct StackOptions {
     /// Its addresses with the prefix lengths of their networks: 1 to 8.
     pub addresses: Vec<(IpAddr, u8)>,
+    /// Threads of a pump that may open packets for it. It sends on the first.
+    pub queues: NonZero<u16>,
     /// The largest packet, in bytes: 68 to 65535, at least 1280 where there is an IPv6 address.
     pub mtu: u32,
     /// Bytes that a connection receives before they are read: 4 KiB to 64 MiB.
@@ -62,10 +65,11 @@ impl StackOptions {
     pub const MAX_CONNECTIONS: usize = 65_536;
     pub const BUFFER_RANGE: std::ops::RangeInclusive<usize> = 4096..=64 << 20;
 
-    /// Buffers of 512 KiB, CUBIC, 4096 connections, 15 s to connect, 2 minutes without acknowledgement, asked after 30 s of silence.
+    /// One queue, buffers of 512 KiB, CUBIC, 4096 connections, 15 s to connect, 2 minutes without acknowledgement, asked after 30 s of silence.
     pub fn new(addresses: Vec<(IpAddr, u8)>, mtu: u32) -> Self {
         StackOptions {
             addresses,
+            queues: NonZero::<u16>::MIN,
             mtu,
             receive_buffer: 512 << 10,
             send_buffer: 512 << 10,

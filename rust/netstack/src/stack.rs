@@ -96,9 +96,11 @@ impl Stack {
     pub fn open(options: StackOptions) -> Result<(Stack, StackDevice), OpenError> {
         options.check()?;
         let wakeup = Wakeup::new().map_err(OpenError::Wakeup)?;
+        let never = Wakeup::new().map_err(OpenError::Wakeup)?;
+        let queues = options.queues.get().into();
         let guarded = Guarded { core: Core::new(options, clock::now()), is_woken: false };
         let shared = Arc::new(Shared { core: Mutex::new(guarded), wakeup });
-        Ok((Stack(Arc::clone(&shared)), StackDevice(shared)))
+        Ok((Stack(Arc::clone(&shared)), StackDevice { shared, queues, never }))
     }
 
     /// Begins a connection; the stream says when it is there, or why not.
