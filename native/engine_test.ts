@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { counterNames, innerMtu, NativeEngine, type NativeEngineOptions } from "./engine.ts";
-import { NativeError } from "./errors.ts";
+import { BAD_HANDLE, NativeError } from "./errors.ts";
 import { Library } from "./library.ts";
 import { LITTLE_ENDIAN } from "./marshal.ts";
 
@@ -150,7 +150,6 @@ Deno.test("a number that is no open handle is an error, not a crash", async () =
   const stale = engine.unsafeId("test");
   engine.close();
   const { symbols } = library;
-  const BAD_HANDLE = -2;
   for (const handle of [stale, 0, 1, 2 ** 32 - 1]) {
     assert.equal(symbols.icx_close(handle), BAD_HANDLE);
     assert.equal(await symbols.icx_close_wait(handle), BAD_HANDLE);

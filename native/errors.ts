@@ -96,6 +96,9 @@ export class NativeError extends Error {
   }
 }
 
+/** `ICX_EBADHANDLE`: there is no such handle, or not any more. */
+export const BAD_HANDLE: number = -2;
+
 /** The name of a negative result of the library. */
 export function errorCode(result: number): NativeErrorCode {
   return CODES[-1 - result] ?? "EUNKNOWN";

@@ -5,14 +5,14 @@
  */
 
 import type { NativeEngine } from "./engine.ts";
-import { errorCode, NativeError } from "./errors.ts";
-import { EVENT_KIND, type NativeEvent } from "./events.ts";
-import { AsyncHandle } from "./handle.ts";
+import { NativeError } from "./errors.ts";
+import { EVENT_KIND } from "./events.ts";
 import type { Library } from "./library.ts";
 import { callJson, check, encodeJson, errBuffer, queryJson } from "./marshal.ts";
 import { type Latency, PUMP_COUNTERS, type PumpCounters } from "./pump.ts";
 import type { Symbols } from "./symbols.ts";
 import type { NativeTun } from "./tun.ts";
+import { namedCounters, type WorkerCalls, WorkerHandle } from "./worker_handle.ts";
 
 /** The functions that the core artifact lacks. */
 type ForwarderSymbols = { readonly [Name in keyof Symbols]: NonNullable<Symbols[Name]> };
@@ -193,28 +193,16 @@ export interface XdpSupport {
   readonly missing: readonly string[];
 }
 
-/** A forwarder. */
-export class NativeForwarder extends AsyncHandle {
-  protected override readonly kind = "forwarder";
-  /**
-   * Resolves when the forwarder has stopped, rejects with a {@linkcode NativeError} when it failed before. It is safe to ignore.
-   */
-  readonly ended: Promise<void>;
-  readonly #ended = Promise.withResolvers<void>();
-  readonly #values = new BigUint64Array(PUMP_COUNTERS.length + FORWARDER_COUNTERS.length);
-  readonly #unsubscribe: () => void;
-  readonly #onNotice: ((notice: ForwarderNotice) => void) | undefined;
+const CALLS: WorkerCalls = {
+  endedEvent: EVENT_KIND.forwarderEnded,
+  noticeEvent: EVENT_KIND.forwarderNotice,
+  stop: "icx_forwarder_stop",
+};
 
-  private constructor(library: Library, id: number, onNotice: ((notice: ForwarderNotice) => void) | undefined) {
-    super(library, id);
-    this.#onNotice = onNotice;
-    this.ended = this.#ended.promise;
-    this.ended.catch(() => {});
-    this.#unsubscribe = library.events.subscribe(id, {
-      onEvent: (event) => this.#take(event),
-      onError: (error) => this.#ended.reject(error),
-    });
-  }
+/** A forwarder. */
+export class NativeForwarder extends WorkerHandle<ForwarderNotice> {
+  protected override readonly kind = "forwarder";
+  readonly #values = new BigUint64Array(PUMP_COUNTERS.length + FORWARDER_COUNTERS.length);
 
   /**
    * Opens a forwarder.
@@ -241,7 +229,7 @@ export class NativeForwarder extends AsyncHandle {
         (...text) => symbols.icx_forwarder_open(...text),
       );
       tun?.releaseToPump();
-      return new NativeForwarder(library, id, onNotice);
+      return new NativeForwarder(library, id, CALLS, onNotice);
     } catch (error) {
       tun?.close();
       throw error;
@@ -285,49 +273,17 @@ export class NativeForwarder extends AsyncHandle {
     const { symbols, id } = this.#use("icx_forwarder_counters");
     const result = symbols.icx_forwarder_counters(id, this.#values, this.#values.length);
     check(this.library.symbols, "icx_forwarder_counters", result);
-    const named = (names: readonly string[], from: number) =>
-      Object.fromEntries(names.map((name, index) => [name, Number(this.#values[from + index] ?? 0n)]));
     return {
-      ends: named(PUMP_COUNTERS, 0) as unknown as PumpCounters,
-      own: named(FORWARDER_COUNTERS, PUMP_COUNTERS.length) as unknown as ForwarderOwnCounters,
+      ends: namedCounters(PUMP_COUNTERS, this.#values),
+      own: namedCounters(FORWARDER_COUNTERS, this.#values, PUMP_COUNTERS.length),
     };
-  }
-
-  /** Stops it, waits for that, and gives everything back. The counters stay readable until `close`. May be called again. */
-  async stop(): Promise<void> {
-    if (this.state !== "open") return await this.close();
-    const { symbols, id } = this.#use("icx_forwarder_stop");
-    const result = await this.library.track(symbols.icx_forwarder_stop(id));
-    this.#unsubscribe();
-    // A close meanwhile has done the same.
-    if (result !== BAD_HANDLE) check(this.library.symbols, "icx_forwarder_stop", result);
-    this.#ended.resolve();
-  }
-
-  protected override onClosed(): void {
-    this.#unsubscribe();
-    this.#ended.resolve();
   }
 
   #use(operation: string): { readonly symbols: ForwarderSymbols; readonly id: number } {
     const { id } = this.use(operation);
     return { symbols: forwarderSymbols(this.library, operation), id };
   }
-
-  #take(event: NativeEvent): void {
-    if (event.kind === EVENT_KIND.forwarderNotice) this.#onNotice?.(event.payload as ForwarderNotice);
-    if (event.kind !== EVENT_KIND.forwarderEnded) return;
-    const { message, operation, errno } = event.payload as {
-      readonly message: string;
-      readonly operation: string;
-      readonly errno: number | null;
-    };
-    this.#ended.reject(new NativeError(message, { code: errorCode(event.code), operation, errno: errno ?? undefined }));
-  }
 }
-
-/** `ICX_EBADHANDLE`. */
-const BAD_HANDLE = -2;
 
 /**
  * Finds out what this host can do for a forwarder, and changes nothing.

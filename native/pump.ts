@@ -5,13 +5,13 @@
  */
 
 import type { NativeEngine } from "./engine.ts";
-import { errorCode, NativeError } from "./errors.ts";
-import { EVENT_KIND, type NativeEvent } from "./events.ts";
-import { AsyncHandle } from "./handle.ts";
+import { BAD_HANDLE } from "./errors.ts";
+import { EVENT_KIND } from "./events.ts";
 import type { Library } from "./library.ts";
 import { callJson, check, errBuffer, queryJson } from "./marshal.ts";
 import type { NativeTun } from "./tun.ts";
 import type { NativeUdp } from "./udp.ts";
+import { namedCounters, type WorkerCalls, WorkerHandle } from "./worker_handle.ts";
 
 /** What a pump is made of. All are of the same library. */
 export interface PumpOptions {
@@ -117,29 +117,16 @@ export const PUMP_COUNTERS = [
   "underlayLostReports",
 ] as const;
 
-/** A running pump. */
-export class NativePump extends AsyncHandle {
-  protected override readonly kind = "pump";
-  /**
-   * Resolves when the pump has stopped, rejects with a {@linkcode NativeError} when one of its threads failed before. It is safe
-   * to ignore.
-   */
-  readonly ended: Promise<void>;
-  readonly #ended = Promise.withResolvers<void>();
-  readonly #values = new BigUint64Array(PUMP_COUNTERS.length);
-  readonly #unsubscribe: () => void;
-  readonly #onNotice: ((notice: PumpNotice) => void) | undefined;
+const CALLS: WorkerCalls = {
+  endedEvent: EVENT_KIND.pumpEnded,
+  noticeEvent: EVENT_KIND.pumpNotice,
+  stop: "icx_pump_stop",
+};
 
-  private constructor(library: Library, id: number, onNotice: ((notice: PumpNotice) => void) | undefined) {
-    super(library, id);
-    this.#onNotice = onNotice;
-    this.ended = this.#ended.promise;
-    this.ended.catch(() => {});
-    this.#unsubscribe = library.events.subscribe(id, {
-      onEvent: (event) => this.#take(event),
-      onError: (error) => this.#ended.reject(error),
-    });
-  }
+/** A running pump. */
+export class NativePump extends WorkerHandle<PumpNotice> {
+  protected override readonly kind = "pump";
+  readonly #values = new BigUint64Array(PUMP_COUNTERS.length);
 
   /**
    * Starts the threads.
@@ -163,7 +150,7 @@ export class NativePump extends AsyncHandle {
       );
       tun.releaseToPump();
       udp.releaseToPump();
-      return new NativePump(library, id, onNotice);
+      return new NativePump(library, id, CALLS, onNotice);
     } catch (error) {
       // Where the start failed late, both are gone.
       if (tun.state === "open" && symbols.icx_tun_info(ids.tun, null, 0) === BAD_HANDLE) tun.releaseToPump();
@@ -176,8 +163,7 @@ export class NativePump extends AsyncHandle {
   counters(): PumpCounters {
     const { symbols, id } = this.use("icx_pump_counters");
     check(symbols, "icx_pump_counters", symbols.icx_pump_counters(id, this.#values, this.#values.length));
-    const counters = PUMP_COUNTERS.map((name, index) => [name, Number(this.#values[index] ?? 0n)]);
-    return Object.fromEntries(counters);
+    return namedCounters(PUMP_COUNTERS, this.#values);
   }
 
   /**
@@ -191,37 +177,7 @@ export class NativePump extends AsyncHandle {
     const err = errBuffer();
     check(symbols, operation, symbols.icx_pump_set_device_mtu(id, bytes, err, err.byteLength), err);
   }
-
-  /** Stops the threads and waits for them. The counters stay readable until `close`. May be called again. */
-  async stop(): Promise<void> {
-    if (this.state !== "open") return await this.close();
-    const { symbols, id } = this.use("icx_pump_stop");
-    const result = await this.library.track(symbols.icx_pump_stop(id));
-    this.#unsubscribe();
-    // A close meanwhile has done the same.
-    if (result !== BAD_HANDLE) check(this.library.symbols, "icx_pump_stop", result);
-    this.#ended.resolve();
-  }
-
-  protected override onClosed(): void {
-    this.#unsubscribe();
-    this.#ended.resolve();
-  }
-
-  #take(event: NativeEvent): void {
-    if (event.kind === EVENT_KIND.pumpNotice) this.#onNotice?.(event.payload as PumpNotice);
-    if (event.kind !== EVENT_KIND.pumpEnded) return;
-    const { message, operation, errno } = event.payload as {
-      readonly message: string;
-      readonly operation: string;
-      readonly errno: number | null;
-    };
-    this.#ended.reject(new NativeError(message, { code: errorCode(event.code), operation, errno: errno ?? undefined }));
-  }
 }
-
-/** `ICX_EBADHANDLE`. */
-const BAD_HANDLE = -2;
 
 /** Names of the pump counters as the library has them, in order. */
 export function pumpCounterNames(library: Library): readonly string[] {
