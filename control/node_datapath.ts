@@ -11,6 +11,7 @@ import {
   type ForwarderNotice,
   support,
   wrap,
+  type XdpLack,
   type XdpSupport,
 } from "../datapath/afxdp.ts";
 import type { Datapath } from "../datapath/datapath.ts";
@@ -107,7 +108,7 @@ function afxdpReason({ library, routes }: NodeDatapathParts): { readonly isBette
       } no zero-copy, where UDP sockets are faster`,
     );
   }
-  if (found.missing.length > 0) return tun(`AF_XDP cannot be used: ${found.missing.join("; ")}`);
+  if (found.missing.length > 0) return tun(`AF_XDP cannot be used ${without(found.missing)}`);
   return { isBetter: true, why: `picked since ${driver} does zero-copy` };
 }
 
@@ -184,14 +185,7 @@ function openForwarder(parts: NodeDatapathParts, why: string, kind: "veth" | "tu
     );
   }
   const found = support(library, name);
-  if (found.missing.length > 0) {
-    // Of what may be missing, only rights are what a user can lack on a host that has it all.
-    const code = found.missing.some((what) => /^the (capability|right) /.test(what))
-      ? "permission-denied"
-      : "unsupported";
-    const text = `Cannot open a node with the afxdp datapath without ${found.missing.join(", and without ")}`;
-    throw new DatapathError(`${text}: add that, or use --datapath tun`, { code, operation: "open a node" });
-  }
+  if (found.missing.length > 0) throw lacking(found.missing);
   const mtuBytes = deviceMtu(parts);
   const local = [...new Set(routes.map((route) => socketAddress(route.source, config.port)))];
   const engine = owner.use(Engine.create({
@@ -238,6 +232,19 @@ function openForwarder(parts: NodeDatapathParts, why: string, kind: "veth" | "tu
       });
     },
   };
+}
+
+/** Why there is no forwarder where something is missing: `permission-denied` where a right is among it. */
+export function lacking(missing: readonly XdpLack[]): DatapathError {
+  const code = missing.some(({ kind }) => kind === "permission") ? "permission-denied" : "unsupported";
+  return new DatapathError(
+    `Cannot open a node with the afxdp datapath ${without(missing)}: add that, or use --datapath tun`,
+    { code, operation: "open a node" },
+  );
+}
+
+function without(missing: readonly XdpLack[]): string {
+  return missing.map(({ what }) => `without ${what}`).join(", and ");
 }
 
 function driverOf({ driver }: XdpSupport): string {

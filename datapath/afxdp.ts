@@ -32,6 +32,7 @@ export type {
   ForwarderState,
   NextHopInfo,
   XdpAttach,
+  XdpLack,
   XdpSupport,
   ZeroCopy,
 } from "../native/forwarder.ts";

@@ -189,8 +189,16 @@ export interface XdpSupport {
   readonly native: boolean | null;
   /** Whether it reads and writes frames in shared memory itself; `null`: it does not say. */
   readonly zeroCopy: boolean | null;
-  /** What stands in the way of any forwarder, in words. */
-  readonly missing: readonly string[];
+  /** What stands in the way of any forwarder. */
+  readonly missing: readonly XdpLack[];
+}
+
+/** Something without which no forwarder opens. */
+export interface XdpLack {
+  /** A right of this process, a part of this kernel, or what else a system call said. */
+  readonly kind: "permission" | "kernel" | "system";
+  /** What it is, in words. */
+  readonly what: string;
 }
 
 const CALLS: WorkerCalls = {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use icx_io::afxdp::{
     self, AttachMode, AttachedMode, BusyPoll, DeviceConfig, Forwarder, ForwarderConfig, ForwarderCounters,
-    ForwarderError, ForwarderInfo, ForwarderNotice, ForwarderState, LinkStatus, NextHopState, VethDevice, XdpSupport,
-    ZeroCopy,
+    ForwarderError, ForwarderInfo, ForwarderNotice, ForwarderState, Lack, LackKind, LinkStatus, NextHopState,
+    VethDevice, XdpSupport, ZeroCopy,
 };
 use icx_io::{PumpCounters, PumpError};
 use serde::{Deserialize, Serialize};
@@ -347,12 +347,30 @@ struct SupportAnswer {
     queues: Option<u32>,
     native: Option<bool>,
     zero_copy: Option<bool>,
-    missing: Vec<String>,
+    missing: Vec<LackAnswer>,
+}
+
+#[derive(Serialize)]
+struct LackAnswer {
+    kind: &'static str,
+    what: String,
+}
+
+impl From<Lack> for LackAnswer {
+    fn from(Lack { kind, what }: Lack) -> Self {
+        let kind = match kind {
+            LackKind::Permission => "permission",
+            LackKind::Kernel => "kernel",
+            LackKind::System => "system",
+        };
+        LackAnswer { kind, what }
+    }
 }
 
 pub(crate) fn support(_: &Call, text: &[u8]) -> Outcome<String> {
     let SupportQuestion { interface } = json::parse(text)?;
     let XdpSupport { driver, queues, native, zero_copy, missing } =
         afxdp::probe(&interface).map_err(|error| crate::io::link_failure(&interface, &error))?;
+    let missing = missing.into_iter().map(LackAnswer::from).collect();
     json::text(&SupportAnswer { driver, queues, native, zero_copy, missing })
 }

@@ -88,7 +88,8 @@ pub unsafe extern "C" fn icx_forwarder_counter_names(out: *mut u8, out_cap: u32)
 }
 
 /// Finds out what this host can do for a forwarder on an interface, and changes nothing. Writes `{driver | null, queues | null, native: boolean |
-/// null, zeroCopy: boolean | null, missing: [text, ...]}`; `null`: not known. Returns the length.
+/// null, zeroCopy: boolean | null, missing: [{kind: "permission" | "kernel" | "system", what: text}, ...]}`; `null`: not known. Returns the
+/// length.
 ///
 /// `json`: `{interface}`.
 ///

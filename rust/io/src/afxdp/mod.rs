@@ -34,7 +34,7 @@ pub use forwarder::Forwarder;
 pub use nic::NicError;
 pub use offload::OffloadError;
 pub use program::{AttachError, AttachMode, AttachedMode, FilterCounters};
-pub use support::{XdpSupport, probe};
+pub use support::{Lack, LackKind, XdpSupport, probe};
 pub use transform::Transform;
 pub use veth::VethError;
 pub use worker::ForwarderCounters;

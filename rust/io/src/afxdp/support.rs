@@ -1,7 +1,6 @@
 //! What this host, process and interface can do of AF_XDP.
 
 use std::fs;
-use std::io;
 use std::net::Ipv4Addr;
 
 use netlink_packet_core::{
@@ -27,8 +26,27 @@ pub struct XdpSupport {
     pub native: Option<bool>,
     /// Whether the driver reads and writes frames in the UMEM. `None`: as above.
     pub zero_copy: Option<bool>,
-    /// What the process or the kernel lacks to use AF_XDP at all, in words. Empty: nothing.
-    pub missing: Vec<String>,
+    /// What the process or the kernel lacks to use AF_XDP at all. Empty: nothing.
+    pub missing: Vec<Lack>,
+}
+
+/// Something without which AF_XDP cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lack {
+    pub kind: LackKind,
+    /// In words, for the place of an object.
+    pub what: String,
+}
+
+/// Who can help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LackKind {
+    /// A right that this process could be given.
+    Permission,
+    /// A part that this kernel was built without, or is too old for.
+    Kernel,
+    /// Anything else that a system call said, such as too little memory.
+    System,
 }
 
 /// Looks up what an interface of the calling thread's network namespace can do, and whether this process may use it.
@@ -55,41 +73,46 @@ const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
-fn missing() -> Vec<String> {
+fn missing() -> Vec<Lack> {
     let mut missing = Vec::new();
+    let mut lack = |kind, what: String| missing.push(Lack { kind, what });
     let effective =
         fs::read_to_string("/proc/thread-self/status").ok().and_then(|status| effective_capabilities(&status));
     // Where /proc does not say, what is tried does.
     let has = |capability: u32| effective.is_none_or(|bits| bits & 1 << capability != 0);
-    let mut lacks = |is_there: bool, what: &str| {
+    let net_raw = has(CAP_NET_RAW);
+    let bpf = has(CAP_BPF) || has(CAP_SYS_ADMIN);
+    for (is_there, name) in [
+        (has(CAP_NET_ADMIN), "CAP_NET_ADMIN"),
+        (net_raw, "CAP_NET_RAW"),
+        (bpf, "CAP_BPF (CAP_SYS_ADMIN before Linux 5.8)"),
+        // Without it the verifier refuses arithmetic with pointers into packets (`bpf_allow_ptr_leaks` in include/linux/bpf.h).
+        (has(CAP_PERFMON) || has(CAP_SYS_ADMIN), "CAP_PERFMON (CAP_SYS_ADMIN before Linux 5.8)"),
+    ] {
         if !is_there {
-            missing.push(what.to_owned());
+            lack(LackKind::Permission, format!("the capability {name}"));
         }
-        is_there
-    };
-    let net_admin = lacks(has(CAP_NET_ADMIN), "the capability CAP_NET_ADMIN");
-    let net_raw = lacks(has(CAP_NET_RAW), "the capability CAP_NET_RAW");
-    let bpf = lacks(has(CAP_BPF) || has(CAP_SYS_ADMIN), "the capability CAP_BPF (CAP_SYS_ADMIN before Linux 5.8)");
-    // Without it the verifier refuses arithmetic with pointers into packets (`bpf_allow_ptr_leaks` in include/linux/bpf.h).
-    lacks(has(CAP_PERFMON) || has(CAP_SYS_ADMIN), "the capability CAP_PERFMON (CAP_SYS_ADMIN before Linux 5.8)");
-    match Socket::new(Domain::from(libc::AF_XDP), Type::RAW, None).map_err(|error| error.raw_os_error()) {
-        Ok(_) => {}
-        Err(Some(libc::EPERM)) if !net_raw => {}
-        Err(Some(libc::EAFNOSUPPORT)) => missing.push("AF_XDP sockets in the kernel (CONFIG_XDP_SOCKETS)".to_owned()),
-        Err(errno) => {
-            let reason =
-                errno.map_or_else(|| "unknown".to_owned(), |errno| io::Error::from_raw_os_error(errno).to_string());
-            missing.push(format!("AF_XDP sockets ({reason})"));
+    }
+    if let Err(error) = Socket::new(Domain::from(libc::AF_XDP), Type::RAW, None) {
+        match error.raw_os_error() {
+            Some(libc::EPERM) if !net_raw => {}
+            Some(libc::EAFNOSUPPORT) => {
+                lack(LackKind::Kernel, "AF_XDP sockets in the kernel (CONFIG_XDP_SOCKETS)".to_owned());
+            }
+            Some(libc::EPERM | libc::EACCES) => lack(LackKind::Permission, format!("AF_XDP sockets ({error})")),
+            _ => lack(LackKind::System, format!("AF_XDP sockets ({error})")),
         }
     }
     match LoadedProgram::underlay(1, &[(Ipv4Addr::UNSPECIFIED, 0).into()]) {
         Ok(_) => {}
-        Err(AttachError::NoPermission { .. }) if net_admin && bpf => missing.push(
+        Err(AttachError::NoPermission { .. }) if has(CAP_NET_ADMIN) && bpf => lack(
+            LackKind::Permission,
             "the right to load XDP programs: a user namespace, a seccomp profile, or the kernel's lockdown forbids it"
                 .to_owned(),
         ),
         Err(AttachError::NoPermission { .. }) => {}
-        Err(error) => missing.push(error.to_string()),
+        Err(error @ AttachError::Unsupported { .. }) => lack(LackKind::Kernel, error.to_string()),
+        Err(error) => lack(LackKind::System, error.to_string()),
     }
     missing
 }
@@ -197,7 +220,7 @@ mod tests {
             let veth = probe("under").unwrap();
             assert_eq!(veth.driver.as_deref(), Some("veth"));
             assert_eq!((veth.native, veth.zero_copy), (Some(true), Some(false)));
-            assert_eq!(veth.missing, Vec::<String>::new());
+            assert_eq!(veth.missing, []);
             let loopback = probe("lo").unwrap();
             assert_eq!((loopback.native, loopback.zero_copy), (Some(false), Some(false)));
             assert!(matches!(probe("no-such-link0"), Err(LinkError::NotFound(_))));

@@ -9,7 +9,7 @@ use aya::TestRunOptions;
 use aya::programs::TestRun;
 use socket2::{Domain, Socket, Type};
 
-use super::super::probe;
+use super::super::{LackKind, probe};
 use super::*;
 use crate::link;
 use crate::test_support::NetNs;
@@ -526,8 +526,9 @@ fn without_the_right_it_is_said_what_is_missing() {
         assert!(error.to_string().contains("CAP_BPF"), "{error}");
         let missing = probe("lo").unwrap().missing;
         for capability in ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"] {
-            assert!(missing.iter().any(|what| what.contains(capability)), "{capability}: {missing:?}");
+            assert!(missing.iter().any(|lack| lack.what.contains(capability)), "{capability}: {missing:?}");
         }
+        assert!(missing.iter().all(|lack| lack.kind == LackKind::Permission), "{missing:?}");
         assert_eq!(missing.len(), 4, "{missing:?}");
         return;
     }
