@@ -171,6 +171,30 @@ for (
   );
 }
 
+privileged(
+  "kill -9 (veth): the next start with a TUN device, of that name or with those addresses, works at once",
+  async () => {
+    await using lab = await Lab.create();
+    const b = lab.start(lab.b, AFXDP);
+    await b.event("starting");
+    lab.spawn(lab.b, ["ping", "-q", "-i", "0.1", lab.a.inner4]);
+    for (const extra of [["--datapath", "tun"], HYBRID, ["--datapath", "tun", "--tun-device", "icx7"]] as const) {
+      const killed = lab.start(lab.a, AFXDP);
+      await killed.event("up");
+      await killed.crash();
+      assert.deepEqual(await links(lab.a), ["icx0", "icx0-xdp", "lo", "phy"]);
+      const a = lab.start(lab.a, extra);
+      await a.event("up");
+      await lab.a.ok(["ping", "-q", "-c", "3", "-i", "0.05", "-W", "2", lab.b.inner4]);
+      assert.equal((await links(lab.a)).length, 3, "one device, and what there is without a node");
+      await a.stop();
+      assert.deepEqual(await links(lab.a), ["lo", "phy"]);
+      assert.doesNotMatch(await claims(lab.a), /icx/);
+    }
+    await b.stop();
+  },
+);
+
 /** Ended with this exit code, and a last line that says all of it. */
 function assertFailed({ code, stderr }: Outcome, expected: number, says: readonly RegExp[]): void {
   const last = stderr.trimEnd().split("\n").at(-1) ?? "";

@@ -6,11 +6,13 @@
 
 #[cfg(feature = "afxdp")]
 pub mod afxdp;
+mod claim;
 pub mod clock;
 mod counters;
 mod device;
 pub mod ends;
 mod icmp;
+mod leftovers;
 pub mod link;
 mod netlink;
 mod packet_device;
@@ -30,8 +32,10 @@ mod workers;
 #[cfg(test)]
 mod test_support;
 
+pub use claim::ClaimError;
 pub use device::{DeviceError, check_device};
 pub use ends::{Datagram, DatagramBatches, ReceivedDatagram, SendOutcome};
+pub use leftovers::LeftoverError;
 pub use link::{Link, LinkError};
 pub use netlink::NetlinkError;
 pub use packet_device::{PacketDevice, PieceFormat};

@@ -88,6 +88,13 @@ pub(crate) fn set_up(netlink: &mut Netlink, index: u32) -> Result<(), NetlinkErr
     netlink.request(RouteNetlinkMessage::SetLink(request), 0).map(drop)
 }
 
+/// Removes the interface with an index.
+pub(crate) fn delete(netlink: &mut Netlink, index: u32) -> Result<(), NetlinkError> {
+    let mut request = LinkMessage::default();
+    request.header.index = index;
+    netlink.request(RouteNetlinkMessage::DelLink(request), 0).map(drop)
+}
+
 fn parse(message: LinkMessage) -> Link {
     let mut link = Link {
         name: String::new(),

@@ -53,7 +53,6 @@ impl NetNs {
     }
 
     /// Takes an interface of the calling thread's namespace over.
-    #[cfg(feature = "afxdp")]
     pub(crate) fn take_in(&self, index: u32) {
         let there = LinkAttribute::NetNsFd(self.0.as_raw_fd());
         crate::link::set(&mut Netlink::open().unwrap(), index, vec![there]).unwrap();
@@ -124,7 +123,6 @@ pub(crate) fn delete(name: &str) -> Result<(), NetlinkError> {
 }
 
 /// Gives an interface another name, for which it must be down for a moment before Linux 6.4.
-#[cfg(feature = "afxdp")]
 pub(crate) fn rename(name: &str, new: &str) {
     let index = crate::link::by_name(name).unwrap().index;
     set_up(name, false).unwrap();

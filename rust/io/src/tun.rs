@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use icx_proto::offload::VnetHeader;
 use netlink_packet_route::link::LinkAttribute;
 
+use crate::claim::Claim;
 use crate::device::{self, DeviceError};
+use crate::leftovers::{self, LeftoverError, Namesake};
 use crate::link::{self, is_valid_name};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::sys;
@@ -97,6 +99,8 @@ pub enum TunError {
     System { action: String, source: io::Error },
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error(transparent)]
+    Leftover(#[from] LeftoverError),
 }
 
 impl TunError {
@@ -108,14 +112,15 @@ impl TunError {
             TunError::Busy(_) => Some(libc::EBUSY),
             TunError::System { source, .. } => source.raw_os_error(),
             TunError::Device(error) => error.errno(),
+            TunError::Leftover(error) => error.errno(),
             _ => None,
         }
     }
 }
 
 impl Tun {
-    /// Makes a device in the calling thread's network namespace, gives it its MTU and addresses, and sets it up.
-    /// On error nothing remains.
+    /// Makes a device in the calling thread's network namespace, gives it its MTU and addresses, and sets it up. A veth
+    /// pair that a killed instance left is removed where it has the name or one of the addresses. On error nothing remains.
     ///
     /// Needs CAP_NET_ADMIN and `/dev/net/tun`. The device has no link-local IPv6 address unless one is given, and so
     /// sends no router solicitations; duplicate address detection is off, as nobody else is on the link.
@@ -142,7 +147,11 @@ impl Tun {
             Ok::<_, TunError>(queue)
         };
         // Exclusive: a persistent device of that name would be somebody else's, and would stay when this ends.
-        let mut open = vec![attach(flags | libc::IFF_TUN_EXCL)?];
+        let make = || attach(flags | libc::IFF_TUN_EXCL);
+        let mut open = vec![match make() {
+            Err(TunError::Busy(_)) => in_place_of_leftover(&name, make)?,
+            made => made?,
+        }];
         for _ in 1..queues.get() {
             open.push(attach(flags)?);
         }
@@ -251,6 +260,7 @@ impl Tun {
         let index = found.ok_or_else(|| failed(NetlinkError::Malformed("no such link".to_owned())))?.index;
         self.request_mtu(&mut netlink, index, mtu, Some(LinkAttribute::TxQueueLen(TX_QUEUE_PACKETS)))?;
         device::switch_off_link_local(&mut netlink, &self.name, index)?;
+        leftovers::remove_holders(&mut netlink, &self.name, addresses)?;
         device::add_addresses(&mut netlink, &self.name, index, addresses)?;
         device::set_up(&mut netlink, &self.name, index, mtu)?;
         Ok(index)
@@ -334,6 +344,18 @@ fn open_node() -> Result<File, TunError> {
             _ => TunError::System { action: format!("open {DEVICE_NODE}"), source },
         }
     })
+}
+
+/// Makes the device `name` once nothing of that name is left of a killed instance. Anything else of that name stays.
+fn in_place_of_leftover(name: &str, make: impl FnOnce() -> Result<File, TunError>) -> Result<File, TunError> {
+    // Without a claim there is no telling what it is.
+    let Ok(mut claim) = Claim::take(name) else { return Err(TunError::Busy(name.to_owned())) };
+    let mut netlink =
+        Netlink::open().map_err(|source| DeviceError::configure(name, "look for leftovers in the way", source))?;
+    match leftovers::remove_namesake(&mut netlink, name, &mut claim)? {
+        Namesake::Gone => make(),
+        Namesake::Living(_) | Namesake::Foreign => Err(TunError::Busy(name.to_owned())),
+    }
 }
 
 fn attach_error(name: &str, source: io::Error) -> TunError {

@@ -12,7 +12,6 @@
 //! - `program`: the two XDP programs. `nic`, `veth`, `next_hop`: the interfaces and the way to the peers. `capture`: pcapng.
 
 mod capture;
-mod claim;
 mod config;
 mod forwarder;
 mod next_hop;
@@ -25,7 +24,6 @@ mod umem;
 mod veth;
 mod worker;
 
-pub use claim::ClaimError;
 pub use config::{
     BusyPoll, DeviceConfig, DeviceInfo, ForwarderConfig, ForwarderError, ForwarderInfo, ForwarderNotice,
     ForwarderState, LinkStatus, NextHopState, VethDevice, ZeroCopy,

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 
-use super::claim::{Claim, ClaimError};
 use super::offload::{Ethtool, OffloadError};
+use crate::claim::{Claim, ClaimError};
 use crate::link::{self, Link, LinkError};
 use crate::netlink::{Netlink, NetlinkError};
 
@@ -285,10 +285,10 @@ fn allocated_queues(netlink: &mut Netlink, index: u32) -> Result<u32, NetlinkErr
 mod tests {
     use std::fs;
 
-    use super::super::claim::ClaimError;
     use super::super::offload::Ethtool;
     use super::super::veth::{VethConfig, VethPair};
     use super::{BUSY_POLL, Changes, Link, LinkError, MERGING, Nic, NicConfig, NicError};
+    use crate::claim::ClaimError;
     use crate::link;
     use crate::netlink::Netlink;
     use crate::sys;

@@ -8,9 +8,10 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
 
-use super::claim::{Claim, ClaimError};
 use super::offload::{Ethtool, OffloadError};
+use crate::claim::{Claim, ClaimError};
 use crate::device::{self, DeviceError};
+use crate::leftovers::{self, LeftoverError, MAKING, Namesake};
 use crate::link::{self, is_valid_name};
 use crate::netlink::{Netlink, NetlinkError};
 
@@ -26,12 +27,6 @@ const QUEUE_RANGE: std::ops::RangeInclusive<u32> = 1..=4096;
 /// How many packets a queueing discipline holds that an administrator gives to an end: the usual number of Ethernet
 /// devices. Of itself a veth has none.
 const TX_QUEUE_PACKETS: u32 = 1000;
-
-/// The alias of both ends, by which a pair is known as made here.
-const MARK: &str = "icx afxdp";
-
-/// What stands in the claim between making the pair and marking it.
-const MAKING: &str = "making\n";
 
 /// What a pair shall look like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +81,8 @@ pub enum VethError {
     #[error(transparent)]
     Claim(ClaimError),
     #[error(transparent)]
+    Leftover(#[from] LeftoverError),
+    #[error(transparent)]
     Offload(#[from] OffloadError),
 }
 
@@ -98,6 +95,7 @@ impl VethError {
             VethError::Occupied(_) => Some(libc::EEXIST),
             VethError::NoDriver => Some(libc::EOPNOTSUPP),
             VethError::Claim(error) => error.errno(),
+            VethError::Leftover(error) => error.errno(),
             VethError::Offload(error) => error.errno(),
             VethError::BadName(_) | VethError::BadQueues(_) => None,
         }
@@ -106,7 +104,7 @@ impl VethError {
 
 impl VethPair {
     /// Makes a pair in the calling thread's network namespace and sets both ends up. What a killed instance left under
-    /// its name is removed first. On error nothing remains.
+    /// its name, or with one of its addresses, is removed first. On error nothing remains.
     ///
     /// Needs CAP_NET_ADMIN. Neither end has a link-local IPv6 address unless one is given, and duplicate address
     /// detection is off, as nobody else is on the link: nothing comes out of the pair that the host's programs do not
@@ -130,10 +128,14 @@ impl VethPair {
         })?;
         let failed = |action: &str, source| DeviceError::configure(&config.name, action, source);
         let mut netlink = Netlink::open().map_err(|source| failed("look for a namesake", source))?;
-        let was_making = claim.notes().map_err(VethError::Claim)? == MAKING;
         for name in [&config.name, &inner_name] {
-            remove_leftover(&mut netlink, name, was_making)?;
+            match leftovers::remove_namesake(&mut netlink, name, &mut claim)? {
+                Namesake::Gone => {}
+                Namesake::Living(source) => return Err(VethError::Busy { name: name.clone(), source }),
+                Namesake::Foreign => return Err(VethError::Occupied(name.clone())),
+            }
         }
+        leftovers::remove_holders(&mut netlink, &config.name, &config.addresses)?;
 
         claim.note(MAKING).map_err(VethError::Claim)?;
         netlink.request(new_pair(&config, &inner_name), NLM_F_CREATE | NLM_F_EXCL).map_err(|source| {
@@ -179,7 +181,7 @@ impl VethPair {
             *index = found
                 .map(|link| link.index)
                 .ok_or_else(|| failed("look up the index", NetlinkError::Malformed("no such link".to_owned())))?;
-            link::set(netlink, *index, vec![LinkAttribute::IfAlias(MARK.to_owned())])
+            link::set(netlink, *index, vec![leftovers::mark(&self.claim)])
                 .map_err(|source| failed("set the alias", source))?;
         }
         self.claim.note("").map_err(VethError::Claim)?;
@@ -202,37 +204,8 @@ impl Drop for VethPair {
         let netlink = self.netlink.get_mut().unwrap_or_else(PoisonError::into_inner);
         // With one end the other goes. The host's may have been moved to another namespace, and both may be gone
         // already.
-        let _ = delete(netlink, self.inner_index);
+        let _ = link::delete(netlink, self.inner_index);
     }
-}
-
-/// Removes the end `name` of a pair, and the other with it, if it is one that was made here and that nobody holds any
-/// more.
-fn remove_leftover(netlink: &mut Netlink, name: &str, was_making: bool) -> Result<(), VethError> {
-    let mut request = LinkMessage::default();
-    request.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    let found =
-        link::get(netlink, request).map_err(|source| DeviceError::configure(name, "look for a namesake", source))?;
-    let Some(found) = found else { return Ok(()) };
-    let is_veth = found.attributes.iter().any(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
-        _ => false,
-    });
-    let alias = found.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
-        _ => None,
-    });
-    if !is_veth || (alias != Some(MARK) && !(alias.is_none() && was_making)) {
-        return Err(VethError::Occupied(name.to_owned()));
-    }
-    delete(netlink, found.header.index)
-        .map_err(|source| DeviceError::configure(name, "remove what a killed icx left", source).into())
-}
-
-fn delete(netlink: &mut Netlink, index: u32) -> Result<(), NetlinkError> {
-    let mut request = LinkMessage::default();
-    request.header.index = index;
-    netlink.request(RouteNetlinkMessage::DelLink(request), 0).map(drop)
 }
 
 fn new_pair(config: &VethConfig, inner_name: &str) -> RouteNetlinkMessage {
@@ -270,13 +243,13 @@ mod tests {
     use netlink_packet_route::link::{LinkAttribute, LinkMessage};
     use socket2::{Domain, Protocol, Socket, Type};
 
-    use super::super::claim::{Claim, ClaimError};
     use super::super::offload::Ethtool;
-    use super::{DeviceError, MAKING, MARK, VethConfig, VethError, VethPair, new_pair};
-    use crate::link;
+    use super::{DeviceError, MAKING, VethConfig, VethError, VethPair, new_pair};
+    use crate::claim::{Claim, ClaimError};
     use crate::netlink::Netlink;
     use crate::sys::Channels;
     use crate::test_support::{NetNs, delete};
+    use crate::{leftovers, link};
 
     const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 
@@ -336,7 +309,7 @@ mod tests {
                 let link = link::by_name(name).unwrap();
                 assert_eq!((link.index, link.mtu, link.up, link.carrier), (index, 1400, true, true), "{name}");
                 let attributes = attributes(name);
-                for wanted in [LinkAttribute::IfAlias(MARK.to_owned()), LinkAttribute::TxQueueLen(1000)] {
+                for wanted in [leftovers::mark(&pair.claim), LinkAttribute::TxQueueLen(1000)] {
                     assert!(attributes.contains(&wanted), "{name}: {wanted:?}");
                 }
                 assert_eq!(ethtool.channels(name).unwrap(), Some(Channels { rx: 2, tx: 2, combined: 0 }), "{name}");
@@ -432,7 +405,9 @@ mod tests {
             let pair = VethPair::open(config("icx0", 1300, &[("10.9.0.1", 24)])).unwrap();
             assert!(!indices.contains(&pair.index()) && !indices.contains(&pair.inner_index()));
             assert_eq!(link::by_name("icx0").unwrap().mtu, 1300);
-            drop(pair);
+            abandon(pair);
+            drop(VethPair::open(config("icx1", 1400, &[("10.9.0.1", 24)])).unwrap());
+            assert!(!exists("icx0") && !exists("icx0-xdp"), "it had the address");
 
             // One that was killed before it could mark what it had made.
             let make = || {

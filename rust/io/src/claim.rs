@@ -5,16 +5,23 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::link;
+
 const DIRECTORY: &str = "/run/icx";
+
+/// What the names of the files end with.
+const SUFFIX: &str = ".lock";
 
 /// A claim on an interface of the network namespace in which it was made. It ends with this value, or with the process.
 ///
-/// It is an exclusive flock(2) on `/run/icx/<inode of the network namespace>-<interface>.lock`. The file holds notes on
-/// what is to be put right again. It is removed with the claim, unless they are still those of an owner that was killed.
+/// It is an exclusive flock(2) on `/run/icx/<key>.lock`, where the key is `<inode of the network namespace>-<interface>`.
+/// The file holds notes on what is to be put right again. It is removed with the claim, unless they are still those of an
+/// owner that was killed.
 #[derive(Debug)]
 pub(crate) struct Claim {
     file: File,
     path: PathBuf,
+    key: String,
     /// The notes of an owner that was killed have been replaced, or there were none.
     settled: bool,
 }
@@ -45,8 +52,7 @@ impl Claim {
     /// Claims the interface with this name, which need not exist but must be valid, for the calling thread's network
     /// namespace.
     pub(crate) fn take(interface: &str) -> Result<Claim, ClaimError> {
-        let namespace = Path::new("/proc/thread-self/ns/net");
-        let inode = fs::metadata(namespace).map_err(|source| failed("look at", namespace, source))?.ino();
+        let key = format!("{}-{interface}", namespace_inode()?);
         let directory = Path::new(DIRECTORY);
         match DirBuilder::new().mode(0o700).create(directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -54,7 +60,7 @@ impl Claim {
             }
             _ => {}
         }
-        let path = directory.join(format!("{inode}-{interface}.lock"));
+        let path = directory.join(format!("{key}{SUFFIX}"));
         loop {
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
             let file = file.map_err(|source| failed("open", &path, source))?;
@@ -69,13 +75,18 @@ impl Claim {
             let locked = file.metadata().map_err(|source| failed("look at", &path, source))?;
             match fs::metadata(&path) {
                 Ok(there) if (there.dev(), there.ino()) == (locked.dev(), locked.ino()) => {
-                    return Ok(Claim { file, path, settled: locked.len() == 0 });
+                    return Ok(Claim { file, path, key, settled: locked.len() == 0 });
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => return Err(failed("look at", &path, source)),
             }
         }
+    }
+
+    /// What it is called among all claims of this machine.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
     }
 
     /// The notes in the file: those of [`Claim::note`], or before that those of an owner that was killed.
@@ -98,7 +109,7 @@ impl Claim {
 
     /// Ends the claim as the death of the process would, if the value is then forgotten.
     #[cfg(test)]
-    pub(super) fn abandon(&self) {
+    pub(crate) fn abandon(&self) {
         self.file.unlock().unwrap();
     }
 }
@@ -112,6 +123,19 @@ impl Drop for Claim {
     }
 }
 
+/// The interface that a claim with this key is on, if it is one of the calling thread's network namespace.
+pub(crate) fn interface_of(key: &str) -> Result<Option<&str>, ClaimError> {
+    let Some((inode, interface)) = key.split_once('-').filter(|(_, interface)| link::is_valid_name(interface)) else {
+        return Ok(None);
+    };
+    Ok((inode == namespace_inode()?.to_string()).then_some(interface))
+}
+
+fn namespace_inode() -> Result<u64, ClaimError> {
+    let namespace = Path::new("/proc/thread-self/ns/net");
+    Ok(fs::metadata(namespace).map_err(|source| failed("look at", namespace, source))?.ino())
+}
+
 fn failed(action: &'static str, path: &Path, source: io::Error) -> ClaimError {
     ClaimError::System { action, path: path.to_owned(), source }
 }
@@ -122,7 +146,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::{fs, thread};
 
-    use super::{Claim, ClaimError, DIRECTORY};
+    use super::{Claim, ClaimError, DIRECTORY, interface_of, namespace_inode};
     use crate::test_support::NetNs;
 
     #[test]
@@ -142,6 +166,17 @@ mod tests {
             assert!(!path.exists());
             Claim::take("eth0").expect("free again");
         });
+    }
+
+    #[test]
+    fn a_key_tells_the_interface_where_it_is_of_this_namespace_and_could_be_one() {
+        let inode = namespace_inode().unwrap();
+        assert_eq!(interface_of(&format!("{inode}-icx-0")).unwrap(), Some("icx-0"));
+        for other in
+            [format!("{}-icx0", inode + 1), format!("{inode}-"), format!("{inode}-../../x"), format!("{inode}")]
+        {
+            assert_eq!(interface_of(&other).unwrap(), None, "{other}");
+        }
     }
 
     #[test]
