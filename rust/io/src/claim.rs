@@ -9,8 +9,8 @@ use crate::link;
 
 const DIRECTORY: &str = "/run/icx";
 
-/// What the names of the files end with.
-const SUFFIX: &str = ".lock";
+/// Of the files.
+const EXTENSION: &str = "lock";
 
 /// A claim on an interface of the network namespace in which it was made. It ends with this value, or with the process.
 ///
@@ -50,7 +50,7 @@ impl ClaimError {
 
 impl Claim {
     /// Claims the interface with this name, which need not exist but must be valid, for the calling thread's network
-    /// namespace.
+    /// namespace. Files of claims that ended without their owner are removed where they are of no use.
     pub(crate) fn take(interface: &str) -> Result<Claim, ClaimError> {
         let key = format!("{}-{interface}", namespace_inode()?);
         let directory = Path::new(DIRECTORY);
@@ -60,21 +60,18 @@ impl Claim {
             }
             _ => {}
         }
-        let path = directory.join(format!("{key}{SUFFIX}"));
+        sweep();
+        let path = directory.join(format!("{key}.{EXTENSION}"));
         loop {
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
             let file = file.map_err(|source| failed("open", &path, source))?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => {
-                    return Err(ClaimError::Busy { interface: interface.to_owned(), lock: path });
-                }
-                Err(TryLockError::Error(source)) => return Err(failed("lock", &path, source)),
+            if !try_lock(&file, &path)? && !try_lock_after_sweep(&file, &path)? {
+                return Err(ClaimError::Busy { interface: interface.to_owned(), lock: path });
             }
             // An owner that ended between the two calls has removed the file, and somebody else may have made another.
             let locked = file.metadata().map_err(|source| failed("look at", &path, source))?;
             match fs::metadata(&path) {
-                Ok(there) if (there.dev(), there.ino()) == (locked.dev(), locked.ino()) => {
+                Ok(there) if is_same(&there, &locked) => {
                     return Ok(Claim { file, path, key, settled: locked.len() == 0 });
                 }
                 Ok(_) => {}
@@ -123,6 +120,73 @@ impl Drop for Claim {
     }
 }
 
+/// Removes the files of claims whose owner was killed and left no notes, of any network namespace: nobody misses them.
+///
+/// Files with notes stay. Their namespace may be gone, which would make the notes void, but nothing tells: descriptors, sockets
+/// and mounts that no process here can see keep it as well as processes do, and what an owner noted of a namespace that is
+/// there is still to be put right.
+fn sweep() {
+    // Where somebody else is at it, or this process must not, there is nothing to do.
+    if let Ok(directory) = File::open(DIRECTORY)
+        && directory.try_lock().is_ok()
+    {
+        remove_void_files();
+    }
+}
+
+/// For who holds the lock on the directory.
+fn remove_void_files() {
+    for entry in fs::read_dir(DIRECTORY).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|extension| extension == EXTENSION) {
+            // What cannot be removed stays until the next time.
+            let _ = remove_if_void(&path);
+        }
+    }
+}
+
+fn remove_if_void(path: &Path) -> io::Result<()> {
+    let is_void = |file: &fs::Metadata| file.is_file() && file.len() == 0;
+    if !is_void(&fs::symlink_metadata(path)?) {
+        return Ok(());
+    }
+    let file = File::open(path)?;
+    file.try_lock()?;
+    // It may have become another one, or have been noted in, before it was locked.
+    let (locked, there) = (file.metadata()?, fs::symlink_metadata(path)?);
+    if is_void(&locked) && is_same(&there, &locked) { fs::remove_file(path) } else { Ok(()) }
+}
+
+fn is_same(a: &fs::Metadata, b: &fs::Metadata) -> bool {
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+fn try_lock(file: &File, path: &Path) -> Result<bool, ClaimError> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(source)) => Err(failed("lock", path, source)),
+    }
+}
+
+/// Tries it again while nobody sweeps: a sweep locks files too, for a moment each.
+fn try_lock_after_sweep(file: &File, path: &Path) -> Result<bool, ClaimError> {
+    let _directory = lock_directory()?;
+    try_lock(file, path)
+}
+
+fn lock_directory() -> Result<File, ClaimError> {
+    let path = Path::new(DIRECTORY);
+    let directory = File::open(path).map_err(|source| failed("open", path, source))?;
+    loop {
+        match directory.lock() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(source) => return Err(failed("lock", path, source)),
+            Ok(()) => return Ok(directory),
+        }
+    }
+}
+
 /// The interface that a claim with this key is on, if it is one of the calling thread's network namespace.
 pub(crate) fn interface_of(key: &str) -> Result<Option<&str>, ClaimError> {
     let Some((inode, interface)) = key.split_once('-').filter(|(_, interface)| link::is_valid_name(interface)) else {
@@ -142,11 +206,14 @@ fn failed(action: &'static str, path: &Path, source: io::Error) -> ClaimError {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
     use std::{fs, thread};
 
-    use super::{Claim, ClaimError, DIRECTORY, interface_of, namespace_inode};
+    use super::{Claim, ClaimError, DIRECTORY, interface_of, lock_directory, namespace_inode, remove_void_files};
     use crate::test_support::NetNs;
 
     #[test]
@@ -198,6 +265,54 @@ mod tests {
             claim.note("third").unwrap();
             drop(claim);
             assert_eq!(Claim::take("eth0").unwrap().notes().unwrap(), "");
+        });
+    }
+
+    #[test]
+    fn a_sweep_removes_what_was_left_without_notes_and_nothing_else() {
+        let Some((here, gone)) = NetNs::new().zip(NetNs::new()) else { return };
+        let abandoned = |interface: &str, notes: &[&str]| {
+            let mut claim = Claim::take(interface).unwrap();
+            notes.iter().for_each(|notes| claim.note(notes).unwrap());
+            claim.abandon();
+            let path = claim.path.clone();
+            std::mem::forget(claim);
+            path
+        };
+        let void = gone.run(|| [abandoned("void0", &[]), abandoned("void1", &["done", ""])]);
+        drop(gone);
+        here.run(|| {
+            let (noted, void_here) = (abandoned("noted", &["to be put right"]), abandoned("void2", &[]));
+            let held = Claim::take("held").unwrap();
+            let other = Path::new(DIRECTORY).join(format!("{}-other", namespace_inode().unwrap()));
+            fs::write(&other, "").unwrap();
+            let directory = lock_directory().unwrap();
+            remove_void_files();
+            drop(directory);
+            assert!(noted.exists() && held.path.exists() && other.exists());
+            for path in void.iter().chain([&void_here]) {
+                assert!(!path.exists(), "{}", path.display());
+            }
+            fs::remove_file(other).unwrap();
+            Claim::take("noted").unwrap().note("").unwrap();
+            assert!(!noted.exists());
+        });
+    }
+
+    #[test]
+    fn a_sweep_is_not_taken_for_an_owner() {
+        let Some(namespace) = NetNs::new() else { return };
+        namespace.run(|| {
+            let path = Claim::take("eth0").unwrap().path.clone();
+            let directory = lock_directory().unwrap();
+            let swept = File::create(&path).unwrap();
+            swept.lock().unwrap();
+            thread::scope(|scope| {
+                let taken = scope.spawn(|| Claim::take("eth0").map(drop));
+                thread::sleep(Duration::from_millis(50));
+                drop((swept, directory));
+                taken.join().unwrap().unwrap();
+            });
         });
     }
 

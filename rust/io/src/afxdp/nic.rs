@@ -201,8 +201,11 @@ impl Changes {
         self.features.is_empty() && self.values.is_empty()
     }
 
-    /// `key=value` lines: which interface it is, and what was there before.
+    /// `key=value` lines: which interface it is, and what was there before. Nothing, where nothing is to be put back.
     fn notes(&self, link: &Link) -> String {
+        if self.is_empty() {
+            return String::new();
+        }
         let features = self.features.iter().map(|feature| format!("{feature}=on\n"));
         let values = self.values.iter().map(|value| format!("{}={}\n", value.attribute, value.old));
         [format!("{LINK_NOTE}={}\n", identity(link))].into_iter().chain(features).chain(values).collect()
@@ -410,6 +413,7 @@ mod tests {
             let owner = claim(true).unwrap();
             let (link, notes) = (owner.link().clone(), owner.changes.notes(owner.link()));
             assert!(!Changes::from_notes(&notes, &link).is_empty());
+            assert_eq!(Changes::default().notes(&link), "", "a file of which nobody needs anything");
             let other = Link { mac: Some(icx_proto::MacAddr([2, 0, 0, 0, 0, 3])), ..link };
             assert!(Changes::from_notes(&notes, &other).is_empty(), "only the hardware address differs");
             owner.claim.abandon();
