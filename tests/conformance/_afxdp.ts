@@ -4,6 +4,7 @@
  * @module
  */
 
+import { socketAddress } from "../../control/node_datapath.ts";
 import { afxdp, type Engine, type Library, TunDevice } from "../../mod.ts";
 import { Mailbox } from "./_mailbox.ts";
 import {
@@ -21,20 +22,20 @@ import {
 const DEVICE_NAME = "icxc0";
 const REMOVED = "the device is removed";
 
-/** The interface of the outer side, its address, and the peer's. */
-export const OUTER = {
-  interface: "phy",
-  local: "192.168.77.1",
-  port: 6081,
-  peer: "192.168.77.2",
-  peerPort: 6083,
-} as const;
+/** The interface of the outer side, and the ports of both ends. */
+export const OUTER = { interface: "phy", port: 6081, peerPort: 6083 } as const;
 
 /**
  * Where this process is the peer: what comes to the peer's address and port goes to the mailbox, what the mailbox sends to the gate
  * leaves from the peer's. Whoever made the namespaces sees to that.
  */
-export const GATE = { mailbox: "10.200.0.1", mailboxPort: 7000, gate: "10.200.0.2", gatePort: 7001 } as const;
+export const GATE = { interface: "gate", mailboxPort: 7000, gatePort: 7001 } as const;
+
+/** Addresses on the interfaces: this host's and the peer's on the outer side, and the ends of the gate. */
+export const ADDRESSES = {
+  ipv4: { local: "192.168.77.1", peer: "192.168.77.2", mailbox: "10.200.0.1", gate: "10.200.0.2" },
+  ipv6: { local: "fd77::1", peer: "fd77::2", mailbox: "fd20::1", gate: "fd20::2" },
+} as const;
 
 async function command(...argv: readonly string[]): Promise<string> {
   const [program = "", ...args] = argv;
@@ -46,13 +47,22 @@ async function command(...argv: readonly string[]): Promise<string> {
 /** What varies. */
 export interface AfxdpBenchOptions {
   readonly device: "veth" | "tun";
-  readonly attach: afxdp.XdpAttach;
+  readonly attach: "native" | "generic";
+  readonly underlay: keyof typeof ADDRESSES;
+  /** Of the interface and of the device; all of them are served. */
+  readonly queues: number;
+}
+
+/** What it is called. */
+export function afxdpName({ device, attach, underlay, queues }: AfxdpBenchOptions): string {
+  return `afxdp datapath, ${device}, ${attach}, ${underlay}, ${queues} queue${queues === 1 ? "" : "s"}`;
 }
 
 /** The afxdp datapath, wrapped. */
-export function afxdpBench({ device, attach }: AfxdpBenchOptions): Bench {
+export function afxdpBench(options: AfxdpBenchOptions): Bench {
+  const { local, peer, mailbox: own, gate } = ADDRESSES[options.underlay];
   return {
-    name: `afxdp datapath, ${device}, ${attach}`,
+    name: afxdpName(options),
     artifact: "afxdp",
     answersTooBig: true,
     leavesOthers: true,
@@ -60,14 +70,16 @@ export function afxdpBench({ device, attach }: AfxdpBenchOptions): Bench {
 
     async open(library, makeEngine) {
       await using parts = new AsyncDisposableStack();
-      const mailbox = parts.adopt(await Mailbox.bind(GATE.mailbox, GATE.mailboxPort), (mailbox) => mailbox.close());
+      const mailbox = parts.adopt(await Mailbox.bind(own, GATE.mailboxPort), (mailbox) => mailbox.close());
       const [, mac = ""] = /link\/ether (\S+)/.exec(await command("ip", "-o", "link", "show", OUTER.interface)) ?? [];
-      const engine = makeEngine(`${OUTER.peer}:${OUTER.peerPort}`, {
+      const engine = makeEngine(socketAddress(peer, OUTER.peerPort), {
         // Whoever hands datagrams on changes a checksum; none at all it would make a wrong one of.
-        rawUnderlay: { local: [{ addr: `${OUTER.local}:${OUTER.port}`, mac }], outerUdpChecksum: true },
-        ...(device === "veth" ? { ethernet: { hostMac: "02:00:00:00:00:01", gatewayMac: "02:00:00:00:00:02" } } : {}),
+        rawUnderlay: { local: [{ addr: socketAddress(local, OUTER.port), mac }], outerUdpChecksum: true },
+        ...(options.device === "veth"
+          ? { ethernet: { hostMac: "02:00:00:00:00:01", gatewayMac: "02:00:00:00:00:02" } }
+          : {}),
       });
-      const forwarder = parts.use(openForwarder(library, engine, { device, attach }));
+      const forwarder = parts.use(openForwarder(library, engine, options));
       const host = parts.adopt(await Mailbox.bind(HOST, INNER_PORT), (host) => host.close());
       const inside: Inside = {
         device: undefined,
@@ -82,9 +94,9 @@ export function afxdpBench({ device, attach }: AfxdpBenchOptions): Bench {
       };
       const outside: Outside = {
         underlay: undefined,
-        address: OUTER.peer,
+        address: peer,
         peerPort: OUTER.peerPort,
-        send: (bytes) => mailbox.send(bytes, GATE.gate, GATE.gatePort),
+        send: (bytes) => mailbox.send(bytes, gate, GATE.gatePort),
         async receive(timeoutMs = PATIENCE_MS) {
           const bytes = await mailbox.receive(timeoutMs);
           // Only what came to the peer's port gets here.
@@ -100,13 +112,16 @@ export function afxdpBench({ device, attach }: AfxdpBenchOptions): Bench {
   };
 }
 
-function openForwarder(library: Library, engine: Engine, { device, attach }: AfxdpBenchOptions): afxdp.Forwarder {
-  const options = { name: DEVICE_NAME, mtuBytes: DEVICE_MTU_BYTES, addresses: [`${HOST}/${DEVICE_PREFIX_LENGTH}`] };
+function openForwarder(library: Library, engine: Engine, options: AfxdpBenchOptions): afxdp.Forwarder {
+  const { attach, queues } = options;
+  const { local } = ADDRESSES[options.underlay];
+  const inner = { name: DEVICE_NAME, mtuBytes: DEVICE_MTU_BYTES, addresses: [`${HOST}/${DEVICE_PREFIX_LENGTH}`] };
   return afxdp.Forwarder.open({
     engine,
     interface: OUTER.interface,
-    device: device === "veth" ? options : TunDevice.open({ library, ...options }),
-    bound: [`${OUTER.local}:${OUTER.port}`],
+    device: options.device === "veth" ? inner : TunDevice.open({ library, ...inner, queues }),
+    bound: [socketAddress(local, OUTER.port)],
     attach,
+    queues,
   });
 }

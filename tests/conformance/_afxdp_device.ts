@@ -1,10 +1,10 @@
 /**
- * The conformance suite over AF_XDP. It takes an interface and a gate to the peer behind it: `tests/netns/conformance_test.ts` runs it in
- * namespaces of its own.
+ * The conformance suite over AF_XDP in the variant that its argument names. It takes an interface and a gate to the peer behind it:
+ * `tests/netns/_conformance.ts` runs it in namespaces of its own.
  */
 
-import { afxdpBench } from "./_afxdp.ts";
+import process from "node:process";
+import { afxdpBench, type AfxdpBenchOptions } from "./_afxdp.ts";
 import { conformance } from "./_suite.ts";
 
-conformance(afxdpBench({ device: "veth", attach: "native" }));
-conformance(afxdpBench({ device: "tun", attach: "generic" }));
+conformance(afxdpBench(JSON.parse(process.argv[2] ?? "") as AfxdpBenchOptions));

@@ -25,7 +25,7 @@ export class Mailbox {
   }
 
   static async bind(address: string, port: number): Promise<Mailbox> {
-    const socket = createSocket({ type: "udp4", recvBufferSize: 1 << 21 });
+    const socket = createSocket({ type: address.includes(":") ? "udp6" : "udp4", recvBufferSize: 1 << 21 });
     await new Promise<void>((resolve, reject) => {
       socket.once("error", reject);
       socket.bind(port, address, resolve);

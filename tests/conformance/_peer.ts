@@ -5,6 +5,7 @@
  */
 
 import { strictEqual } from "node:assert/strict";
+import { socketAddress } from "../../control/node_datapath.ts";
 import { addressBytes, type DangerInstallOptions, Engine, type Library, PacketBatch, type Verdict } from "../../mod.ts";
 import { type EngineSides, HOST, INNER_PORT, REMOTE, TUNNEL_PREFIX } from "./_rig.ts";
 
@@ -93,7 +94,7 @@ export class Peer implements Disposable {
 
   constructor(library: Library, address: string) {
     this.#source = { address: addressBytes(address), port: 40_000 };
-    this.engine = makeEngine(library, `${address}:6081`, { side: "peer", keepaliveMs: 3_600_000 });
+    this.engine = makeEngine(library, socketAddress(address, 6081), { side: "peer", keepaliveMs: 3_600_000 });
   }
 
   open(datagram: Uint8Array): { readonly verdict: Verdict; readonly bytes: Uint8Array } {

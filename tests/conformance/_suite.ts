@@ -6,6 +6,7 @@
 
 import { Buffer } from "node:buffer";
 import { deepStrictEqual, ok, rejects, strictEqual } from "node:assert/strict";
+import { socketAddress } from "../../control/node_datapath.ts";
 import { addsUp } from "../../datapath/_adds_up.ts";
 import { DatapathError, type DatapathErrorCode, delay, type Engine, Library } from "../../mod.ts";
 import { type EngineChoice, keys, makeEngine, numbered, numberOf, Peer, sealed, udpPayload, VNI } from "./_peer.ts";
@@ -120,7 +121,7 @@ export function conformance(bench: Bench, { only = "" }: { readonly only?: strin
 
   test("the same inner packet, key and counter give the same bytes to the same port", async (set) => {
     const { rig, peer, library } = set;
-    using reference = makeEngine(library, `${rig.outside.address}:${rig.outside.peerPort}`);
+    using reference = makeEngine(library, socketAddress(rig.outside.address, rig.outside.peerPort));
     await running(set, async () => {
       for (const bytes of [2, 37, 512, 1200, INNER_MTU_BYTES - INNER_HEADERS_BYTES]) {
         await rig.inside.send(numbered(bytes, bytes));
@@ -193,7 +194,7 @@ export function conformance(bench: Bench, { only = "" }: { readonly only?: strin
     const { rig, peer, engine } = set;
     peer.engine.updateNetwork({
       vni: VNI,
-      peer: `${rig.outside.address}:6081`,
+      peer: socketAddress(rig.outside.address, 6081),
       routes: [{ src: "10.0.0.0/8", dst: "10.0.0.0/8" }],
     });
     await running(set, async () => {
