@@ -172,6 +172,13 @@ impl Kind {
     }
 }
 
+/// Whether a filter for Geneve datagrams takes the frame: one of version 0 with IP packets in it, or nothing, by its fixed header
+/// (RFC 8926 section 3.4). A filter leaves all else to the host.
+pub fn is_geneve(frame: &[u8]) -> bool {
+    let Some([version, _, protocol @ .., _, _, _, _]) = frame.first_chunk::<8>() else { return false };
+    *version & 0xc0 == 0 && [0x0800, 0x86dd, 0].contains(&u16::from_be_bytes(*protocol))
+}
+
 /// Makes a frame that is no tunnel frame.
 fn malform(random: &mut Random, frame: &mut Vec<u8>) {
     match random.below(8) {
@@ -304,6 +311,28 @@ mod tests {
                 .collect();
             assert_eq!(moved, [(kind.counter(), 5000)], "{}", kind.name());
         }
+    }
+
+    #[test]
+    fn only_what_is_malformed_or_tampered_with_is_no_geneve() {
+        let [a, b] = pair();
+        let material = Material::new(exchange(&a, &b), exchange(&b, &a)).unwrap();
+        let mut random = Random::new(1);
+        let mut frame = Vec::new();
+        for kind in Kind::ALL {
+            let taken = (0..5000)
+                .filter(|_| {
+                    kind.write(&material, &mut random, &mut frame);
+                    is_geneve(&frame)
+                })
+                .count();
+            let partly = matches!(kind, Kind::Malformed | Kind::Truncated | Kind::Tampered);
+            assert!(if partly { taken > 0 && taken < 5000 } else { taken == 5000 }, "{}: {taken}", kind.name());
+        }
+        assert!(!is_geneve(&[0; 7]));
+        assert!(is_geneve(&[0; 8]));
+        assert!(!is_geneve(&[0x40, 0, 0x08, 0, 0, 0, 0, 0]));
+        assert!(!is_geneve(&[0, 0, 0x65, 0x58, 0, 0, 0, 0]), "Ethernet frames in it");
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! `--kinds NAME,NAME`, in turn (default: all); `--frames NUMBER` or `--seconds NUMBER`; `--rate NUMBER` per second, 0 (the
 //! default) for as many as possible; `--threads NUMBER`; `--seed NUMBER`.
 //!
-//! Prints one line of JSON: what was sent, of which kinds, and what each counter of the node must have gained by it.
+//! Prints one line of JSON: what was sent, of which kinds, what each counter of a node with a UDP socket must have gained by it, and how
+//! much of that a node behind a filter for Geneve does not get.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use icx_testkit::args::{Args, ArgsError};
 use icx_testkit::capture;
-use icx_testkit::frames::{Kind, Material, UnknownKind};
+use icx_testkit::frames::{Kind, Material, UnknownKind, is_geneve};
 use icx_testkit::pace::Pace;
 use icx_testkit::random::Random;
 use serde_json::json;
@@ -44,6 +45,8 @@ struct Attack {
 #[derive(Default)]
 struct Sent {
     kinds: BTreeMap<Kind, u64>,
+    /// Of those, what a filter for Geneve leaves to the host.
+    left: BTreeMap<Kind, u64>,
     refused: u64,
 }
 
@@ -65,19 +68,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     });
     let mut sent = Sent::default();
     for outcome in outcomes {
-        let Sent { kinds, refused } = outcome.map_err(|_| "a sender panicked")??;
-        for (kind, count) in kinds {
-            *sent.kinds.entry(kind).or_default() += count;
+        let Sent { kinds, left, refused } = outcome.map_err(|_| "a sender panicked")??;
+        for (total, counts) in [(&mut sent.kinds, kinds), (&mut sent.left, left)] {
+            for (kind, count) in counts {
+                *total.entry(kind).or_default() += count;
+            }
         }
         sent.refused += refused;
     }
     let seconds = start.elapsed().as_secs_f64();
 
     let total: u64 = sent.kinds.values().sum();
-    let mut counters = BTreeMap::<&str, u64>::new();
-    for (kind, count) in &sent.kinds {
-        *counters.entry(kind.counter()).or_default() += count;
-    }
     let kinds: BTreeMap<&str, u64> = sent.kinds.iter().map(|(kind, count)| (kind.name(), *count)).collect();
     println!(
         "{}",
@@ -87,10 +88,19 @@ fn main() -> Result<(), Box<dyn Error>> {
             "seconds": seconds,
             "pps": (total as f64 / seconds).round(),
             "kinds": kinds,
-            "counters": counters,
+            "counters": by_counter(&sent.kinds),
+            "left": by_counter(&sent.left),
         })
     );
     Ok(())
+}
+
+fn by_counter(kinds: &BTreeMap<Kind, u64>) -> BTreeMap<&'static str, u64> {
+    let mut counters = BTreeMap::new();
+    for (kind, count) in kinds {
+        *counters.entry(kind.counter()).or_default() += count;
+    }
+    counters
 }
 
 fn prepare(args: &Args, threads: u64) -> Result<Attack, Box<dyn Error>> {
@@ -131,8 +141,8 @@ impl Attack {
     fn run(&self, start: Instant, mut random: Random) -> std::io::Result<Sent> {
         let peer = connect(self.from, self.to)?;
         let stranger = self.stranger.map(|stranger| connect(stranger, self.to)).transpose()?;
-        let mut sent = vec![0; self.kinds.len()];
-        let (mut tried, mut refused) = (0, 0);
+        let mut sent = Sent::default();
+        let mut tried = 0;
         let mut pace = Pace::new(self.rate);
         let mut frame = Vec::with_capacity(2048);
         while tried < self.frames {
@@ -146,20 +156,22 @@ impl Attack {
                 continue;
             }
             for _ in 0..due {
-                let index = (tried % self.kinds.len() as u64) as usize;
-                let kind = self.kinds[index];
+                let kind = self.kinds[(tried % self.kinds.len() as u64) as usize];
                 kind.write(&self.material, &mut random, &mut frame);
                 let socket = if kind == Kind::Stranger { stranger.as_ref().unwrap_or(&peer) } else { &peer };
                 // Refused, for instance, because a port answered that nobody listens.
                 match socket.send(&frame) {
-                    Ok(_) => sent[index] += 1,
-                    Err(_) => refused += 1,
+                    Ok(_) => {
+                        *sent.kinds.entry(kind).or_default() += 1;
+                        *sent.left.entry(kind).or_default() += u64::from(!is_geneve(&frame));
+                    }
+                    Err(_) => sent.refused += 1,
                 }
                 tried += 1;
             }
             pace.sent(due);
         }
-        Ok(Sent { kinds: self.kinds.iter().copied().zip(sent).collect(), refused })
+        Ok(sent)
     }
 }
 
