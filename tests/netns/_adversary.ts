@@ -4,8 +4,9 @@ import { join } from "node:path";
 import {
   ADVERSARY,
   type Counters,
+  DISGUISES,
   eventually,
-  INTRUSION,
+  type Host,
   type Lab,
   type Namespace,
   type Node,
@@ -19,8 +20,10 @@ export interface Attack {
   readonly seconds: number;
   readonly pps: number;
   readonly kinds: Counters;
-  /** What each counter of the node must have gained. */
+  /** What each counter of a node with a UDP socket must have gained. */
   readonly counters: Counters;
+  /** How much of that a node over AF_XDP does not get, since its filter takes nothing but Geneve. */
+  readonly left: Counters;
 }
 
 /** Frames of both directions as the wire carries them, in a capture file. */
@@ -31,7 +34,7 @@ export async function capture(lab: Lab): Promise<string> {
   for (const host of [lab.a, lab.b]) {
     await host.ok(["ethtool", "-K", "phy", "tx-udp-segmentation", "off"]);
   }
-  const tcpdump = lab.spawn(lab.b, ["tcpdump", "-U", "-n", "-i", "phy", "-c", "400", "-w", file, filter]);
+  const tcpdump = lab.spawn(lab.intruder, ["tcpdump", "-U", "-n", "-i", "side-b", "-c", "400", "-w", file, filter]);
   await tcpdump.until("tcpdump listens", 10_000, () => /listening on/.test(tcpdump.stderr) || undefined);
   for (const size of ["56", "500", "1364"]) {
     await lab.a.ok(["ping", "-q", "-c", "70", "-i", "0.002", "-W", "2", "-s", size, lab.b.inner4]);
@@ -45,11 +48,37 @@ export async function capture(lab: Lab): Promise<string> {
 export async function attack(lab: Lab, file: string, options: readonly string[], port = 6081): Promise<Attack> {
   const printed = await lab.intruder.ok([
     ADVERSARY,
-    ...["--to", `${INTRUSION.target}:${port}`, "--from", INTRUSION.peer],
+    ...["--to", `${lab.b.underlay}:${port}`, "--from", DISGUISES.peer],
     ...["--capture", file, "--victim", lab.b.underlay],
     ...options,
   ], 120_000);
   return JSON.parse(printed) as Attack;
+}
+
+/** Whether a filter stands before a node that takes nothing but Geneve. */
+export function isFiltered(node: Node): boolean {
+  return node.events().some(({ event, datapath }) => event === "starting" && datapath === "afxdp");
+}
+
+/** What each counter of a node must have gained by an attack. */
+export function costs({ counters, left }: Attack, victim: Node): Counters {
+  if (!isFiltered(victim)) return counters;
+  return Object.fromEntries(Object.entries(counters).map(([name, count]) => [name, count - (left[name] ?? 0)]));
+}
+
+/** Starts to count what of the datagrams for the data port the kernel's stack of a host gets to see; gives what tells their number. */
+export async function countAtKernel(host: Host): Promise<() => Promise<number>> {
+  await host.ok([
+    "nft",
+    `table ip seen {
+    counter data {}
+    chain input {
+      type filter hook input priority 0
+      udp dport 6081 counter name data
+    }
+  }`,
+  ]);
+  return async () => Number(/packets (\d+)/.exec(await host.ok(["nft", "list", "counter", "ip", "seen", "data"]))?.[1]);
 }
 
 /** Datagrams that the sockets of a namespace had no room for. */
@@ -57,6 +86,14 @@ export async function overflows(namespace: Namespace): Promise<number> {
   const [names = [], values = []] = (await namespace.ok(["cat", "/proc/net/snmp"])).split("\n")
     .filter((line) => line.startsWith("Udp:")).map((line) => line.split(" "));
   return Number(values[names.indexOf("RcvbufErrors")]);
+}
+
+/** Datagrams for host `b` that were lost before its node could count them: in a full socket, ring, or queue of the wire. */
+export async function lostBefore(victim: Node, lab: Lab): Promise<number> {
+  const onWire = await lab.intruder.ok(["cat", "/sys/class/net/side-b/statistics/tx_dropped"]);
+  const { forwarder = {} } = await victim.event("counters", 10_000, victim.events().length);
+  const { rxRingFull = 0, rxFillEmpty = 0 } = forwarder as Counters;
+  return await overflows(lab.b) + Number(onWire) + rxRingFull + rxFillEmpty;
 }
 
 /** What the counters of those names have gained; those that gained nothing are left out. */

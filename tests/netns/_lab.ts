@@ -327,12 +327,15 @@ export interface LabOptions {
   readonly relay?: boolean;
   /** A router in a third namespace stands between the hosts, with a wire `side-a` and `side-b` to each. @default false */
   readonly router?: boolean;
-  /** A third namespace has a wire of its own to host `b`, and addresses from which to lie. @default false */
+  /**
+   * The hosts are joined by a switch in a third namespace, with a port `side-a` and `side-b` to each: whoever is there sees
+   * every frame, and sends host `b` datagrams from addresses of others. @default false
+   */
   readonly intruder?: boolean;
 }
 
-/** Where an intruder reaches host `b`, and who it can say that it is: host `a`, or somebody else. */
-export const INTRUSION = { target: "192.168.79.2", peer: "192.168.77.1", stranger: "192.168.77.3" } as const;
+/** Who an intruder can say that it is: host `a`, or somebody whom nobody knows. */
+export const DISGUISES = { peer: "192.168.77.1", stranger: "192.168.77.3" } as const;
 
 let serial = 0;
 
@@ -394,7 +397,6 @@ export class Lab {
     const lab = new Lab(host("a", 1), host("b", 2), { third, directory, mtuBytes });
     try {
       await lab.#build(options);
-      if (options.intruder) await lab.#letIn();
     } catch (error) {
       await lab[Symbol.asyncDispose]();
       throw error;
@@ -418,18 +420,22 @@ export class Lab {
     return this.#third;
   }
 
-  async #build({ relay = false, router = false }: LabOptions): Promise<void> {
+  async #build({ relay = false, router = false, intruder = false }: LabOptions): Promise<void> {
     for (const host of [this.a, this.b]) {
       await addNamespace(host);
       const generated = await run([ICX, "genkey", host.keyFile]);
       assert.equal(generated.code, 0, generated.stderr);
       host.publicKey = (await ok([ICX, "pubkey", host.keyFile])).trim();
     }
-    if (!relay && !router) {
+    if (!relay && !router && !intruder) {
       await this.rewire();
       return;
     }
     await addNamespace(this.#third);
+    if (intruder) {
+      await this.#joinBySwitch();
+      return;
+    }
     for (const [name, host] of [["side-a", this.a], ["side-b", this.b]] as const) {
       await wire([host, "phy", host.underlay], [this.#third, name, host.gateway], this.#mtuBytes);
       if (router) await host.ok(["ip", "route", "add", "default", "via", host.gateway]);
@@ -455,14 +461,22 @@ export class Lab {
     await wire([this.a, "phy", this.a.underlay], [this.b, "phy", this.b.underlay], this.#mtuBytes);
   }
 
-  /** Gives the third namespace a wire to host `b` that takes packets from whatever address. */
-  async #letIn(): Promise<void> {
-    await addNamespace(this.#third);
-    await wire([this.#third, "phy", "192.168.79.1"], [this.b, "side", INTRUSION.target], 1500);
-    for (const address of [INTRUSION.peer, INTRUSION.stranger]) {
-      await ok(["ip", "-n", this.#third.ns, "addr", "add", `${address}/32`, "dev", "phy"]);
+  /** Makes the third namespace a switch between the hosts, where processes may send host `b` what they like. */
+  async #joinBySwitch(): Promise<void> {
+    const { ns } = this.#third;
+    await ok(["ip", "-n", ns, "link", "add", "switch", "type", "bridge"]);
+    for (const [name, host] of [["side-a", this.a], ["side-b", this.b]] as const) {
+      await wire([host, "phy", host.underlay], [this.#third, name], this.#mtuBytes);
+      await ok(["ip", "-n", ns, "link", "set", name, "master", "switch"]);
     }
-    for (const device of ["all", "side"]) await this.b.ok(["sysctl", "-qw", `net.ipv4.conf.${device}.rp_filter=0`]);
+    // It must not answer who asks for the addresses that it pretends to have.
+    await ok(["ip", "-n", ns, "link", "set", "switch", "arp", "off", "up"]);
+    for (const address of Object.values(DISGUISES)) {
+      await ok(["ip", "-n", ns, "addr", "add", `${address}/32`, "dev", "switch"]);
+    }
+    await ok(["ip", "-n", ns, "route", "add", `${this.b.underlay}/32`, "dev", "switch"]);
+    const mac = (await this.b.ok(["cat", "/sys/class/net/phy/address"])).trim();
+    await ok(["ip", "-n", ns, "neigh", "add", this.b.underlay, "lladdr", mac, "dev", "switch", "nud", "permanent"]);
   }
 
   other(host: Host): Host {
@@ -543,16 +557,18 @@ async function addNamespace(namespace: Namespace): Promise<void> {
   await ok(["ip", "-n", ns, "link", "set", "lo", "up"]);
 }
 
-/** One end of a wire: where, the device's name, its address. */
-type End = readonly [namespace: Namespace, device: string, address: string];
+/** One end of a wire: where, the device's name, its address; the port of a switch has none. */
+type End = readonly [namespace: Namespace, device: string, address?: string];
 
 /** Lays a wire between two namespaces. */
 async function wire(one: End, other: End, mtuBytes: number): Promise<void> {
   const peer = ["peer", "name", other[1], "netns", other[0].ns];
   await ok(["ip", "-n", one[0].ns, "link", "add", one[1], "type", "veth", ...peer]);
   for (const [{ ns }, device, address] of [one, other]) {
-    const length = address.includes(":") ? [`${address}/64`, "nodad"] : [`${address}/24`];
-    await ok(["ip", "-n", ns, "addr", "add", ...length, "dev", device]);
+    if (address !== undefined) {
+      const length = address.includes(":") ? [`${address}/64`, "nodad"] : [`${address}/24`];
+      await ok(["ip", "-n", ns, "addr", "add", ...length, "dev", device]);
+    }
     await ok(["ip", "-n", ns, "link", "set", "dev", device, "mtu", String(mtuBytes), "up"]);
   }
 }
