@@ -111,6 +111,16 @@ impl TcpStream {
         }
     }
 
+    /// Waits for bytes and reads them, 0 when the peer has ended.
+    pub async fn recv(&self, buffer: &mut [u8]) -> Result<usize, StreamError> {
+        poll_fn(|context| self.poll_recv(buffer, context.waker())).await
+    }
+
+    /// Waits for room and takes bytes to be sent, as many as there is room for.
+    pub async fn send(&self, bytes: &[u8]) -> Result<usize, StreamError> {
+        poll_fn(|context| self.poll_send(bytes, context.waker())).await
+    }
+
     /// Ends the sending side behind what was written. Reading goes on.
     pub fn close_send(&self) -> Result<(), StreamError> {
         let mut core = self.shared.lock();

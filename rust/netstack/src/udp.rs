@@ -23,6 +23,17 @@ pub enum DatagramError {
     StackClosed,
 }
 
+impl From<DatagramError> for std::io::Error {
+    fn from(error: DatagramError) -> Self {
+        use std::io::ErrorKind;
+        let kind = match error {
+            DatagramError::BadRemote(_) | DatagramError::TooLong { .. } => ErrorKind::InvalidInput,
+            DatagramError::StackClosed => ErrorKind::ConnectionAborted,
+        };
+        std::io::Error::new(kind, error)
+    }
+}
+
 /// A UDP socket on all addresses of a stack.
 #[derive(Debug)]
 pub struct UdpSocket {
