@@ -14,6 +14,7 @@ mod dns;
 mod echo;
 mod error;
 mod options;
+pub mod proxy;
 mod stack;
 mod tcp;
 mod udp;
