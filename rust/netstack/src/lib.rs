@@ -25,6 +25,6 @@ pub use dns::{Resolution, ResolveError};
 pub use echo::{Echo, EchoReply};
 pub use error::{BindError, ConnectError, StreamError};
 pub use options::{Congestion, OptionsError, StackOptions};
-pub use stack::Stack;
+pub use stack::{OpenError, Stack};
 pub use tcp::{TcpListener, TcpStream};
 pub use udp::{DatagramError, UdpSocket};

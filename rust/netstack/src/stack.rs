@@ -88,7 +88,7 @@ pub enum OpenError {
     #[error(transparent)]
     Options(#[from] OptionsError),
     #[error("cannot make an eventfd: {0}")]
-    Wakeup(io::Error),
+    Wakeup(#[source] io::Error),
 }
 
 impl Stack {
