@@ -74,7 +74,7 @@ export class ThreadPump implements Pump {
     try {
       const native = NativePump.start({
         engine: this.#engine.native,
-        tun: this.#device.native,
+        device: this.#device.native,
         udp: this.#underlay.native,
         latency: this.#latency,
         clampMss: this.#clampMss,

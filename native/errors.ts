@@ -22,6 +22,14 @@ const CODES: readonly LibraryErrorCode[] = [
   "ESTATE",
   "EPEER",
   "EUNSUPPORTED",
+  "EAGAIN",
+  "ECONNREFUSED",
+  "ECONNRESET",
+  "EPIPE",
+  "ENOTCONN",
+  "EADDRINUSE",
+  "EADDRNOTAVAIL",
+  "ENETUNREACH",
 ];
 
 /** A failure that the library reports. */
@@ -41,7 +49,15 @@ export type LibraryErrorCode =
   | "ETIMEDOUT"
   | "ESTATE"
   | "EPEER"
-  | "EUNSUPPORTED";
+  | "EUNSUPPORTED"
+  | "EAGAIN"
+  | "ECONNREFUSED"
+  | "ECONNRESET"
+  | "EPIPE"
+  | "ENOTCONN"
+  | "EADDRINUSE"
+  | "EADDRNOTAVAIL"
+  | "ENETUNREACH";
 
 /**
  * What kind of failure it was.
@@ -54,6 +70,8 @@ export type LibraryErrorCode =
  * - `EKEY`: an identity or a peer's key is not acceptable. `EREUSED`: the transmit key was used before.
  * - `ETIMEDOUT`, `ESTATE`, `EPEER`, `EUNSUPPORTED`: it took too long; not possible in this state; the peer's fault; not supported
  *   here.
+ * - `EAGAIN`: not now. `ECONNREFUSED`, `ECONNRESET`, `EPIPE`, `ENOTCONN`, `EADDRINUSE`, `EADDRNOTAVAIL`, `ENETUNREACH`: what became of a
+ *   connection or a port of a network stack.
  * - `ENOLIBRARY`, `EBADLIBRARY`, `EABIVERSION`: the library's file is missing, is something else, or is of another version.
  * - `EUNKNOWN`: a code that this version does not know.
  */

@@ -5,10 +5,8 @@
  */
 
 import { PACKET_BYTES } from "./engine.ts";
-import type { NativeError } from "./errors.ts";
-import { EVENT_KIND, type NativeEvent } from "./events.ts";
-import { SyncHandle } from "./handle.ts";
 import { type Buffer, check, errBuffer, LITTLE_ENDIAN } from "./marshal.ts";
+import { ReadinessHandle } from "./readiness.ts";
 import type { Symbols } from "./symbols.ts";
 
 /** What one call moved. */
@@ -20,12 +18,6 @@ export interface Moved {
 }
 
 const VERDICT = 8;
-
-interface Wait {
-  readonly promise: Promise<void>;
-  readonly resolve: () => void;
-  readonly reject: (error: NativeError) => void;
-}
 
 /** A call that fills `packets` with what there is; none: the event `readable` follows once there is something. */
 type Fill = (
@@ -51,11 +43,9 @@ type Hand = (
   errBytes: number,
 ) => number;
 
-/** A handle that packets are read from and written to without waiting, and that tells on the library's one event queue when to go on. */
-export abstract class PacketHandle extends SyncHandle {
+/** A handle that packets are read from and written to without waiting. */
+export abstract class PacketHandle extends ReadinessHandle {
   readonly #err: Buffer = errBuffer();
-  #waits: { readable?: Wait; writable?: Wait } = {};
-  #unsubscribe: (() => void) | undefined;
 
   /**
    * Reads packets to the start of `output`.
@@ -77,16 +67,6 @@ export abstract class PacketHandle extends SyncHandle {
    */
   abstract give(input: Buffer, packets: Buffer, count: number): Moved;
 
-  /** Resolves when it is worth reading again, and when the handle closes. To be called right after a read that got nothing. */
-  readable(): Promise<void> {
-    return this.#wait("readable");
-  }
-
-  /** Resolves when it is worth writing again, and when the handle closes. To be called right after a write that took nothing. */
-  writable(): Promise<void> {
-    return this.#wait("writable");
-  }
-
   protected fill(operation: string, packets: Buffer, output: Buffer, call: Fill): Moved {
     const { symbols, id } = this.use(operation);
     const capacity = Math.floor(packets.byteLength / PACKET_BYTES);
@@ -103,35 +83,28 @@ export abstract class PacketHandle extends SyncHandle {
     const result = call(symbols, id, input, input.byteLength, packets, most, err, err.byteLength);
     return moved(packets, check(symbols, operation, result, err));
   }
+}
 
-  protected override closed(): void {
-    super.closed();
-    this.#unsubscribe?.();
-    // Whoever waits tries again, and hears that it is closed.
-    this.#settle(({ resolve }) => resolve());
+/** An inner side of the library, until a pump takes it over. */
+export abstract class DeviceHandle extends PacketHandle {
+  /** Reads packets. @throws {NativeError} `ESYS` when the device is lost. */
+  override take(packets: Buffer, output: Buffer): Moved {
+    return this.fill("icx_device_read", packets, output, (symbols, ...call) => symbols.icx_device_read(...call));
   }
 
-  #wait(what: "readable" | "writable"): Promise<void> {
-    this.use(what);
-    this.#unsubscribe ??= this.library.events.subscribe(this.unsafeId(what), {
-      onEvent: (event) => this.#hear(event),
-      onError: (error) => this.#settle(({ reject }) => reject(error)),
-    });
-    return (this.#waits[what] ??= Promise.withResolvers<void>()).promise;
+  /** Writes packets. @throws {NativeError} `ESYS` when the device is lost. */
+  override give(input: Buffer, packets: Buffer, count: number): Moved {
+    return this.hand(
+      "icx_device_write",
+      input,
+      packets,
+      count,
+      (symbols, ...call) => symbols.icx_device_write(...call),
+    );
   }
 
-  #hear({ kind }: NativeEvent): void {
-    const what = kind === EVENT_KIND.readable ? "readable" : kind === EVENT_KIND.writable ? "writable" : undefined;
-    if (what === undefined) return;
-    this.#waits[what]?.resolve();
-    delete this.#waits[what];
-  }
-
-  #settle(settle: (wait: Wait) => void): void {
-    const waits = Object.values(this.#waits);
-    this.#waits = {};
-    waits.forEach(settle);
-  }
+  /** For pumps: the library has taken the device over. */
+  abstract releaseToPump(): void;
 }
 
 function moved(packets: Buffer, count: number): Moved {

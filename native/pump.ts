@@ -9,7 +9,7 @@ import { BAD_HANDLE } from "./errors.ts";
 import { EVENT_KIND } from "./events.ts";
 import type { Library } from "./library.ts";
 import { callJson, check, errBuffer, queryJson } from "./marshal.ts";
-import type { NativeTun } from "./tun.ts";
+import type { DeviceHandle } from "./packet_handle.ts";
 import type { NativeUdp } from "./udp.ts";
 import { namedCounters, type WorkerCalls, WorkerHandle } from "./worker_handle.ts";
 
@@ -18,7 +18,7 @@ export interface PumpOptions {
   /** The engine. It stays its owner's. */
   readonly engine: NativeEngine;
   /** The device. The pump takes it over. */
-  readonly tun: NativeTun;
+  readonly device: DeviceHandle;
   /** The sockets. The pump takes them over. */
   readonly udp: NativeUdp;
   /** How long threads look for more before they sleep. @default "balanced" */
@@ -137,10 +137,14 @@ export class NativePump extends WorkerHandle<PumpNotice> {
    */
   static start(options: PumpOptions): NativePump {
     const operation = "icx_pump_start";
-    const { engine, tun, udp, latency, clampMss, onNotice } = options;
+    const { engine, device, udp, latency, clampMss, onNotice } = options;
     const { library } = engine;
     const { symbols } = library;
-    const ids = { engine: engine.unsafeId(operation), tun: tun.unsafeId(operation), udp: udp.unsafeId(operation) };
+    const ids = {
+      engine: engine.unsafeId(operation),
+      device: device.unsafeId(operation),
+      udp: udp.unsafeId(operation),
+    };
     try {
       const id = callJson(
         symbols,
@@ -148,12 +152,14 @@ export class NativePump extends WorkerHandle<PumpNotice> {
         { ...ids, latency, clampMss },
         (...text) => symbols.icx_pump_start(...text),
       );
-      tun.releaseToPump();
+      device.releaseToPump();
       udp.releaseToPump();
       return new NativePump(library, id, CALLS, onNotice);
     } catch (error) {
       // Where the start failed late, both are gone.
-      if (tun.state === "open" && symbols.icx_tun_info(ids.tun, null, 0) === BAD_HANDLE) tun.releaseToPump();
+      if (device.state === "open" && symbols.icx_device_read(ids.device, null, 0, null, 0, null, 0) === BAD_HANDLE) {
+        device.releaseToPump();
+      }
       if (udp.state === "open" && symbols.icx_udp_info(ids.udp, null, 0) === BAD_HANDLE) udp.releaseToPump();
       throw error;
     }

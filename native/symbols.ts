@@ -196,9 +196,9 @@ export const SYMBOLS = {
     parameters: ["u32", /* tun */ "buffer", /* out */ "u32" /* out_cap, bytes */],
     result: "i32", // length
   },
-  icx_tun_read: {
+  icx_device_read: {
     parameters: [
-      "u32", /* tun */
+      "u32", /* device */
       "buffer", /* packets, IcxPacket */
       "u32", /* capacity */
       "buffer", /* output */
@@ -208,9 +208,9 @@ export const SYMBOLS = {
     ],
     result: "i32", // packets
   },
-  icx_tun_write: {
+  icx_device_write: {
     parameters: [
-      "u32", /* tun */
+      "u32", /* device */
       "buffer", /* input */
       "u32", /* input_len, bytes */
       "buffer", /* packets, IcxPacket */
@@ -347,6 +347,166 @@ export const SYMBOLS = {
     ],
     result: "i32", // length
     nonblocking: true,
+  },
+
+  icx_netstack_open: {
+    parameters: ["buffer", /* json */ "u32", /* json_len, bytes */ "buffer", /* err */ "u32" /* err_cap, bytes */],
+    result: "i32", // handle
+  },
+  icx_netstack_info: {
+    parameters: ["u32", /* stack */ "buffer", /* out */ "u32" /* out_cap, bytes */],
+    result: "i32", // length
+  },
+  icx_netstack_counters: {
+    parameters: ["u32", /* stack */ "buffer", /* out, u64 */ "u32" /* count */],
+    result: "i32", // how many
+  },
+  icx_netstack_counter_names: {
+    parameters: ["buffer", /* out */ "u32" /* out_cap, bytes */],
+    result: "i32", // length
+  },
+  icx_netstack_connect: {
+    parameters: [
+      "u32",
+      /* stack */ "buffer",
+      /* json */ "u32",
+      /* json_len, bytes */ "buffer",
+      /* err */ "u32", /* err_cap, bytes */
+    ],
+    result: "i32", // handle
+  },
+  icx_netstack_listen: {
+    parameters: [
+      "u32",
+      /* stack */ "buffer",
+      /* json */ "u32",
+      /* json_len, bytes */ "buffer",
+      /* err */ "u32", /* err_cap, bytes */
+    ],
+    result: "i32", // handle
+  },
+  icx_netstack_datagram: {
+    parameters: [
+      "u32",
+      /* stack */ "buffer",
+      /* json */ "u32",
+      /* json_len, bytes */ "buffer",
+      /* err */ "u32", /* err_cap, bytes */
+    ],
+    result: "i32", // handle
+  },
+  icx_netstack_resolve: {
+    parameters: [
+      "u32",
+      /* stack */ "buffer",
+      /* json */ "u32",
+      /* json_len, bytes */ "buffer",
+      /* err */ "u32", /* err_cap, bytes */
+    ],
+    result: "i32", // handle
+  },
+  icx_netstack_echo: {
+    parameters: ["u32", /* stack */ "buffer", /* err */ "u32" /* err_cap, bytes */],
+    result: "i32", // handle
+  },
+  icx_listener_info: {
+    parameters: ["u32", /* listener */ "buffer", /* out */ "u32" /* out_cap, bytes */],
+    result: "i32", // length
+  },
+  icx_listener_accept: {
+    parameters: ["u32", /* listener */ "buffer", /* err */ "u32" /* err_cap, bytes */],
+    result: "i32", // handle
+  },
+  icx_stream_info: {
+    parameters: ["u32", /* stream */ "buffer", /* out */ "u32" /* out_cap, bytes */],
+    result: "i32", // length
+  },
+  icx_stream_connected: {
+    parameters: ["u32", /* stream */ "buffer", /* err */ "u32" /* err_cap, bytes */],
+    result: "i32",
+  },
+  icx_stream_read: {
+    parameters: [
+      "u32", /* stream */
+      "buffer", /* out */
+      "u32", /* out_cap, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
+    ],
+    result: "i32", // bytes
+  },
+  icx_stream_write: {
+    parameters: [
+      "u32", /* stream */
+      "buffer", /* input */
+      "u32", /* input_len, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
+    ],
+    result: "i32", // bytes
+  },
+  icx_stream_close_send: {
+    parameters: ["u32", /* stream */ "buffer", /* err */ "u32" /* err_cap, bytes */],
+    result: "i32",
+  },
+  icx_stream_abort: { parameters: ["u32" /* stream */], result: "i32" },
+  icx_datagram_info: {
+    parameters: ["u32", /* socket */ "buffer", /* out */ "u32" /* out_cap, bytes */],
+    result: "i32", // length
+  },
+  icx_datagram_receive: {
+    parameters: [
+      "u32", /* socket */
+      "buffer", /* packets, IcxPacket */
+      "u32", /* capacity */
+      "buffer", /* output */
+      "u32", /* output_len, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
+    ],
+    result: "i32", // packets
+  },
+  icx_datagram_send: {
+    parameters: [
+      "u32", /* socket */
+      "buffer", /* input */
+      "u32", /* input_len, bytes */
+      "buffer", /* packets, IcxPacket */
+      "u32", /* count */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
+    ],
+    result: "i32", // packets dealt with
+  },
+  icx_echo_send: {
+    parameters: [
+      "u32",
+      /* echo */ "buffer",
+      /* json */ "u32",
+      /* json_len, bytes */ "buffer",
+      /* err */ "u32", /* err_cap, bytes */
+    ],
+    result: "i32",
+  },
+  icx_echo_receive: {
+    parameters: [
+      "u32", /* echo */
+      "buffer", /* out */
+      "u32", /* out_cap, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
+    ],
+    result: "i32", // length
+  },
+  icx_resolution_answer: {
+    parameters: [
+      "u32", /* resolution */
+      "buffer", /* out */
+      "u32", /* out_cap, bytes */
+      "buffer", /* err */
+      "u32", /* err_cap, bytes */
+    ],
+    result: "i32", // length
   },
 
   icx_control_open: {

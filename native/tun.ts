@@ -5,8 +5,8 @@
  */
 
 import type { Library } from "./library.ts";
-import { type Buffer, callJson, queryJson } from "./marshal.ts";
-import { type Moved, PacketHandle } from "./packet_handle.ts";
+import { callJson, queryJson } from "./marshal.ts";
+import { DeviceHandle } from "./packet_handle.ts";
 
 /** What passes between the kernel and the device's reader in one piece. */
 export interface TunOffload {
@@ -47,7 +47,7 @@ export interface TunInfo {
 }
 
 /** A TUN device. It goes away when it is closed, or with the pump that has taken it over. */
-export class NativeTun extends PacketHandle {
+export class NativeTun extends DeviceHandle {
   protected override readonly kind = "TUN device";
 
   /**
@@ -67,18 +67,7 @@ export class NativeTun extends PacketHandle {
     return queryJson(symbols, "icx_tun_info", (out, outBytes) => symbols.icx_tun_info(id, out, outBytes));
   }
 
-  /** Reads packets. @throws {NativeError} `ESYS` when the device is lost. */
-  override take(packets: Buffer, output: Buffer): Moved {
-    return this.fill("icx_tun_read", packets, output, (symbols, ...call) => symbols.icx_tun_read(...call));
-  }
-
-  /** Writes packets. @throws {NativeError} `ESYS` when the device is lost. */
-  override give(input: Buffer, packets: Buffer, count: number): Moved {
-    return this.hand("icx_tun_write", input, packets, count, (symbols, ...call) => symbols.icx_tun_write(...call));
-  }
-
-  /** For pumps: the library has taken the device over, so that there is nothing to close here any more. */
-  releaseToPump(): void {
+  override releaseToPump(): void {
     this.closed();
   }
 }

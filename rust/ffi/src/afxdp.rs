@@ -133,7 +133,7 @@ pub(crate) fn open_forwarder(call: &Call, text: &[u8]) -> Outcome<u32> {
             DeviceConfig::Veth(VethDevice { name, mtu, addresses })
         }
         DeviceOptions::Tun(tun) => {
-            let device = call.get::<TunHandle>(tun)?.take()?;
+            let device = call.get::<TunHandle>(tun)?.device.take()?;
             handle::disown(tun);
             DeviceConfig::Tun(device)
         }

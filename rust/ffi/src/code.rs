@@ -52,6 +52,15 @@ codes! {
     State = -14, "ICX_ESTATE", "not possible in the present state";
     Peer = -15, "ICX_EPEER", "the peer refused or broke the protocol";
     Unsupported = -16, "ICX_EUNSUPPORTED", "not supported here";
+    /// Not a failure: an event says when to call again.
+    WouldBlock = -17, "ICX_EAGAIN", "not now: an event says when";
+    Refused = -18, "ICX_ECONNREFUSED", "the peer refused the connection";
+    Reset = -19, "ICX_ECONNRESET", "the peer reset the connection";
+    SendClosed = -20, "ICX_EPIPE", "the sending side is closed";
+    NotConnected = -21, "ICX_ENOTCONN", "the connection was ended on this side";
+    AddressInUse = -22, "ICX_EADDRINUSE", "the port is in use";
+    AddressNotAvailable = -23, "ICX_EADDRNOTAVAIL", "the address cannot be used, or no port is free";
+    Unreachable = -24, "ICX_ENETUNREACH", "there is no way to the address";
 }
 
 #[cfg(test)]

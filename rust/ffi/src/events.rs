@@ -3,16 +3,19 @@
 //! The queue is bounded per handle. What is in it stays; a newer event that finds its handle's share used up
 //! takes the place of the latest one of the same kind, and a closed handle takes its events with it.
 //!
-//! While there are devices or sockets that a caller reads and writes itself, the same wait tells when they are ready.
+//! While there are devices or sockets that a caller reads and writes itself, the same wait tells when they are ready. What is open on a
+//! network stack rings a [`Bell`] instead.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
 
-use icx_io::{Direction, Readiness};
+use icx_io::{Direction, Readiness, clock};
 
 use crate::code::Code;
 use crate::error::{Failure, Outcome};
+use crate::handle::lock;
 
 /// What an event tells of. The numbers are part of the ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,19 +75,28 @@ struct State {
     /// The present waiter, or the next one, is to return at once.
     woken: bool,
     waiting: bool,
+    /// When handles are to be told that they can be read, one time each.
+    reminders: Vec<(Instant, u32)>,
     /// Where the waiter waits while somebody's descriptors may have to be waited for, and how many may.
     readiness: Option<(Arc<Readiness>, usize)>,
 }
 
 impl State {
-    const EMPTY: State = State { queue: VecDeque::new(), queued: None, woken: false, waiting: false, readiness: None };
+    const EMPTY: State = State {
+        queue: VecDeque::new(),
+        queued: None,
+        woken: false,
+        waiting: false,
+        reminders: Vec::new(),
+        readiness: None,
+    };
 }
 
 static STATE: Mutex<State> = Mutex::new(State::EMPTY);
 static CHANGED: Condvar = Condvar::new();
 
 fn state() -> MutexGuard<'static, State> {
-    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&STATE)
 }
 
 pub(crate) fn push(kind: Kind, handle: u32, code: Code, payload: String) {
@@ -110,7 +122,7 @@ pub(crate) struct Watch(Mutex<Option<Arc<Readiness>>>);
 impl Watch {
     /// What is to be armed. The waiter is there from the first time on.
     pub(crate) fn readiness(&self) -> Outcome<Arc<Readiness>> {
-        let mut own = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut own = lock(&self.0);
         if let Some(readiness) = &*own {
             return Ok(Arc::clone(readiness));
         }
@@ -135,7 +147,7 @@ impl Watch {
 
     /// Nothing is armed through it any more. With the last one, the waiter lets go of what it waits with.
     pub(crate) fn end(&self) {
-        let Some(own) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let Some(own) = lock(&self.0).take() else { return };
         let mut state = state();
         if let Some((_, watches)) = &mut state.readiness {
             *watches -= 1;
@@ -151,6 +163,61 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// Event 2 comes for `handle` at `at`, in place of the time that was said before.
+pub(crate) fn remind(handle: u32, at: icx_proto::Instant) {
+    let left = Duration::from_nanos(at.as_nanos().saturating_sub(clock::now().as_nanos()));
+    let mut state = state();
+    state.reminders.retain(|(_, other)| *other != handle);
+    state.reminders.push((Instant::now() + left, handle));
+    interrupt(state);
+}
+
+/// A handle's way into the queue for what wakes a [`Waker`]: events 2 and 3.
+pub(crate) struct Bell {
+    live: Arc<Mutex<bool>>,
+    readable: Waker,
+    writable: Waker,
+}
+
+/// One direction of a [`Bell`].
+struct Clapper {
+    live: Arc<Mutex<bool>>,
+    kind: Kind,
+    handle: u32,
+}
+
+impl Bell {
+    pub(crate) fn new(handle: u32) -> Self {
+        let live = Arc::new(Mutex::new(true));
+        let waker = |kind| Waker::from(Arc::new(Clapper { live: Arc::clone(&live), kind, handle }));
+        Bell { readable: waker(Kind::Readable), writable: waker(Kind::Writable), live: Arc::clone(&live) }
+    }
+
+    /// What brings about one event of this kind each time that it is armed.
+    pub(crate) fn waker(&self, kind: Kind) -> &Waker {
+        if kind == Kind::Writable { &self.writable } else { &self.readable }
+    }
+
+    /// Whoever still has a waker brings about nothing any more.
+    pub(crate) fn silence(&self) {
+        *lock(&self.live) = false;
+    }
+}
+
+impl Wake for Clapper {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // Held to the end: behind a silence nothing is pushed.
+        let live = lock(&self.live);
+        if *live {
+            push(self.kind, self.handle, Code::Ok, String::new());
+        }
     }
 }
 
@@ -179,13 +246,16 @@ pub(crate) fn wait(capacity: usize, timeout: Duration) -> Outcome<Vec<u8>> {
             state.woken = false;
             break Ok(Vec::new());
         }
+        let now = Instant::now();
+        let reminder = state.take_reminders(now);
         if !state.queue.is_empty() {
             break state.take(capacity);
         }
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(now);
         if left.is_zero() {
             break Ok(Vec::new());
         }
+        let left = reminder.map_or(left, |at| left.min(at.saturating_duration_since(now)));
         let Some(readiness) = state.readiness.as_ref().map(|(readiness, _)| Arc::clone(readiness)) else {
             state = CHANGED.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             continue;
@@ -227,7 +297,17 @@ impl State {
         }
     }
 
+    /// Tells the handles whose time has come. Returns the next time.
+    fn take_reminders(&mut self, now: Instant) -> Option<Instant> {
+        let due: Vec<u32> = self.reminders.extract_if(.., |(at, _)| *at <= now).map(|(_, handle)| handle).collect();
+        for handle in due {
+            self.push(Event { kind: Kind::Readable, handle, code: Code::Ok, payload: String::new() });
+        }
+        self.reminders.iter().map(|(at, _)| *at).min()
+    }
+
     fn forget(&mut self, handle: u32) {
+        self.reminders.retain(|(_, other)| *other != handle);
         if self.queued.as_mut().is_some_and(|queued| queued.remove(&handle).is_some()) {
             self.queue.retain(|event| event.handle != handle);
         }

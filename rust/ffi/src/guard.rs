@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::code::Code;
 use crate::error::{Failure, Outcome};
-use crate::handle::{self, Resource};
+use crate::handle::{self, Object, Resource};
 
 /// No call names more handles than this.
 const MAX_HANDLES: usize = 4;
@@ -21,6 +21,12 @@ impl Call {
     pub(crate) fn get<T: Resource>(&self, id: u32) -> Outcome<Arc<T>> {
         self.note(id);
         handle::get::<T>(id)
+    }
+
+    /// The object behind a handle of one of several kinds, as [`handle::pick`].
+    pub(crate) fn pick<T>(&self, id: u32, kinds: &str, pick: impl FnOnce(&Object) -> Option<T>) -> Outcome<T> {
+        self.note(id);
+        handle::pick(id, kinds, pick)
     }
 
     /// Whatever is behind the handle.

@@ -68,12 +68,23 @@ objects! {
     Identity(crate::identity::IdentityHandle) "identity";
     Engine(crate::engine::EngineHandle) "engine";
     Tun(crate::io::TunHandle) "TUN device", crate::io::TunHandle::close;
+    Stack(crate::netstack::StackHandle) "network stack", crate::netstack::StackHandle::close;
+    Stream(crate::netstack::StreamHandle) "stream", crate::netstack::StreamHandle::silence;
+    Listener(crate::netstack::ListenerHandle) "listener", crate::netstack::ListenerHandle::silence;
+    Datagram(crate::netstack::DatagramHandle) "datagram socket", crate::netstack::DatagramHandle::silence;
+    Echo(crate::netstack::EchoHandle) "echo socket", crate::netstack::EchoHandle::silence;
+    Resolution(crate::netstack::ResolutionHandle) "name query", crate::netstack::ResolutionHandle::silence;
     Udp(crate::io::UdpHandle) "UDP underlay", crate::io::UdpHandle::close;
     Pump(crate::io::PumpHandle) "pump", crate::io::PumpHandle::stop;
     #[cfg(feature = "afxdp")]
     Forwarder(crate::afxdp::ForwarderHandle) "forwarder", crate::afxdp::ForwarderHandle::stop;
     Control(crate::control::ControlHandle) "control endpoint", crate::control::ControlHandle::stop;
     Peer(crate::control::PeerHandle) "control peer", crate::control::PeerHandle::withdraw;
+}
+
+/// A poisoned lock is as good: what it guards is never left half-changed.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 enum Entry {
@@ -101,7 +112,7 @@ struct Table {
 static TABLE: Mutex<Table> = Mutex::new(Table { slots: Vec::new(), free: Vec::new(), open: 0 });
 
 fn table() -> MutexGuard<'static, Table> {
-    TABLE.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&TABLE)
 }
 
 impl Table {
@@ -187,15 +198,19 @@ pub(crate) fn open<T: Resource>(object: T) -> Outcome<u32> {
 }
 
 pub(crate) fn get<T: Resource>(id: u32) -> Outcome<Arc<T>> {
+    pick(id, T::KIND, |object| T::from_object(object).cloned())
+}
+
+/// As [`get`], for a call that takes several kinds: `kinds` says which, and `pick` takes what it knows.
+pub(crate) fn pick<T>(id: u32, kinds: &str, pick: impl FnOnce(&Object) -> Option<T>) -> Outcome<T> {
     let mut table = table();
     match table.slot(id).map(|slot| &slot.entry) {
         Some(Entry::Open { poisoned: true, object }) => Err(poisoned(id, object.kind())),
-        Some(Entry::Open { object, .. }) => T::from_object(object).cloned().ok_or_else(|| {
+        Some(Entry::Open { object, .. }) => pick(object).ok_or_else(|| {
             Failure::new(
                 Code::BadHandle,
                 format!(
-                    "Handle {id} is of another kind: this call takes one of kind '{}', not '{}'",
-                    T::KIND,
+                    "Handle {id} is of another kind: this call takes one of kind '{kinds}', not '{}'",
                     object.kind()
                 ),
             )

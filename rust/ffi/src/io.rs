@@ -2,9 +2,8 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZero;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
-use icx_io::ends::{self, MAX_PACKET_BYTES};
 use icx_io::{
     Datagram, DatagramBatches, DeviceError, Family, Latency, LinkError, Pump, PumpCounters, PumpError, PumpNotice,
     PumpOptions, RouteError, Tun, TunConfig, TunError, TunOffload, Udp, UdpConfig, UdpOffload,
@@ -14,33 +13,24 @@ use icx_proto::wire::traffic_class::TrafficClass;
 use serde::{Deserialize, Serialize};
 
 use crate::code::Code;
+use crate::device::{Device, DeviceSlot, require_room, taken, verdict};
 use crate::engine::{self, EngineHandle, IcxPacket};
 use crate::error::{Failure, Outcome};
 use crate::events::{self, Kind, Watch};
 use crate::guard::Call;
-use crate::handle;
+use crate::handle::{self, lock};
 use crate::json::{self, InterfaceAddress, Text};
 
 /// A TUN device that no pump has taken yet.
 pub(crate) struct TunHandle {
     info: TunInfo,
-    device: Mutex<Option<Tun>>,
-    watch: Watch,
+    pub(crate) device: DeviceSlot<Tun>,
 }
 
 impl TunHandle {
-    /// The device, for a forwarder that takes it over.
-    #[cfg(feature = "afxdp")]
-    pub(crate) fn take(&self) -> Outcome<Tun> {
-        let device = lock(&self.device).take().ok_or_else(taken)?;
-        self.watch.end();
-        Ok(device)
-    }
-
     /// Closes the device at once, whoever still waits for it.
     pub(crate) fn close(&self) {
-        drop(lock(&self.device).take());
-        self.watch.end();
+        self.device.close();
     }
 }
 
@@ -122,72 +112,11 @@ pub(crate) fn open_tun(_: &Call, text: &[u8]) -> Outcome<u32> {
         queues: device.queues(),
         offload: device.offload().into(),
     };
-    handle::open(TunHandle { info, device: Mutex::new(Some(device)), watch: Watch::default() })
+    handle::open(TunHandle { info, device: DeviceSlot::new(device) })
 }
 
 pub(crate) fn tun_info(call: &Call, tun: u32) -> Outcome<String> {
     json::text(&call.get::<TunHandle>(tun)?.info)
-}
-
-/// Reads packets to the start of `output`. None: event 2 comes once there are some.
-pub(crate) fn read_tun(call: &Call, tun: u32, packets: &mut [IcxPacket], output: &mut [u8]) -> Outcome<i32> {
-    let handle = call.get::<TunHandle>(tun)?;
-    require_room(output)?;
-    let readiness = handle.watch.readiness()?;
-    let device = lock(&handle.device);
-    let device = device.as_ref().ok_or_else(taken)?;
-    let capacity = packets.len();
-    let mut slots = packets.iter_mut();
-    let mut placed = |range| {
-        if let Some(packet) = slots.next() {
-            *packet = engine::placed_at(&range);
-        }
-    };
-    let count = ends::read_batch(device, output, capacity, (&readiness, tun), &mut placed)
-        .map_err(|error| pump_failure("read packets", &error))?;
-    Ok(engine::processed(count))
-}
-
-/// Writes packets, all of them unless the device is lost. What it does not take gets the verdict [`REFUSED`].
-pub(crate) fn write_tun(call: &Call, tun: u32, input: &[u8], packets: &mut [IcxPacket]) -> Outcome<i32> {
-    let handle = call.get::<TunHandle>(tun)?;
-    engine::check_ranges(input, packets)?;
-    let device = lock(&handle.device);
-    let device = device.as_ref().ok_or_else(taken)?;
-    let mut done = 0;
-    for packet in packets {
-        let Some(frame) = engine::frame(input, packet) else { break };
-        match ends::write_packet(device, frame) {
-            Ok(written) => packet.verdict = verdict(written),
-            // What was written is told of; the failure comes again.
-            Err(_) if done > 0 => break,
-            Err(error) => return Err(pump_failure("write packets", &error)),
-        }
-        done += 1;
-    }
-    Ok(engine::processed(done))
-}
-
-/// The verdict of a packet that the operating system did not take, or of a datagram that it cut.
-const REFUSED: i32 = -1;
-
-fn verdict(is_good: bool) -> i32 {
-    if is_good { 0 } else { REFUSED }
-}
-
-fn require_room(output: &[u8]) -> Outcome<()> {
-    if output.len() >= MAX_PACKET_BYTES {
-        return Ok(());
-    }
-    Err(Failure::new(Code::Buffer, format!("The output has {} bytes: give at least {MAX_PACKET_BYTES}", output.len())))
-}
-
-fn taken() -> Failure {
-    Failure::new(Code::State, "Cannot move packets: the TUN device or UDP underlay belongs to a pump, or is closed")
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An underlay of UDP sockets that no pump has taken yet.
@@ -384,7 +313,7 @@ impl PumpHandle {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct PumpStart {
     engine: u32,
-    tun: u32,
+    device: u32,
     udp: u32,
     #[serde(default)]
     latency: LatencyOptions,
@@ -455,31 +384,23 @@ struct PumpEnded {
 pub(crate) fn start_pump(call: &Call, text: &[u8]) -> Outcome<u32> {
     let ids: PumpStart = json::parse(text)?;
     let engine = call.get::<EngineHandle>(ids.engine)?;
-    let tun = call.get::<TunHandle>(ids.tun)?;
+    let device = Device::of(call, ids.device)?;
     let udp = call.get::<UdpHandle>(ids.udp)?;
     engine.require_udp("a pump over UDP sockets")?;
     let engine = engine.for_real_traffic("a pump")?;
     let reservation = handle::reserve()?;
     let id = reservation.id();
 
-    let mut device = lock(&tun.device);
-    let mut sockets = lock(&udp.sockets);
     // Both or neither. Whoever closed a handle at this moment, or starts another pump with it, has the object.
-    let (device, sockets) = match (device.take(), sockets.take()) {
-        (Some(device), Some(sockets)) => (device, sockets),
-        (was_device, was_sockets) => {
-            *device = was_device;
-            *sockets = was_sockets;
-            return Err(Failure::new(
-                Code::State,
-                "Cannot start the pump: its TUN device or UDP underlay belongs to another pump",
-            ));
-        }
+    let taken = device.take_with(ids.device, || lock(&udp.sockets).take());
+    let Some((device, sockets)) = taken else {
+        return Err(Failure::new(
+            Code::State,
+            "Cannot start the pump: its device or UDP underlay belongs to another pump",
+        ));
     };
-    handle::disown(ids.tun);
-    handle::disown(ids.udp);
-    tun.watch.end();
     udp.watch.end();
+    handle::disown(ids.udp);
     let on_notice = Box::new(move |notice| {
         let notice = match notice {
             PumpNotice::SegmentationRefused { local, errno, message } => {
@@ -502,7 +423,7 @@ pub(crate) fn start_pump(call: &Call, text: &[u8]) -> Outcome<u32> {
     let mut options = PumpOptions::default();
     options.latency = ids.latency.into();
     options.clamp_mss = ids.clamp_mss;
-    let pump = Pump::start(engine, Box::new(device), sockets.udp, options, on_notice, on_end)
+    let pump = Pump::start(engine, device, sockets.udp, options, on_notice, on_end)
         .map_err(|error| pump_failure("start the pump", &error))?;
     Ok(reservation.open(std::sync::Arc::new(PumpHandle { pump })))
 }
@@ -625,7 +546,7 @@ pub(crate) fn resolve(_: &Call, text: &[u8]) -> Outcome<String> {
     json::text(&addresses)
 }
 
-fn pump_failure(what: &str, error: &PumpError) -> Failure {
+pub(crate) fn pump_failure(what: &str, error: &PumpError) -> Failure {
     match error {
         PumpError::Panicked { .. } => Failure::of(Code::Panic, what, error),
         _ => Failure::system(what, error, error.errno()),

@@ -18,6 +18,7 @@ pub mod code;
 #[cfg(feature = "afxdp")]
 mod afxdp;
 mod control;
+mod device;
 mod engine;
 mod error;
 mod events;
@@ -26,4 +27,5 @@ mod handle;
 mod identity;
 mod io;
 mod json;
+mod netstack;
 mod process;

@@ -34,7 +34,7 @@ fn version_and_codes_have_texts() {
         let len = usize::try_from(strerror(*code as i32, &mut out)).unwrap();
         assert!(len > 3 && seen.insert(out[..len].to_vec()), "{} has no text of its own", code.symbol());
     }
-    for unknown in [1, -17, i32::MIN, i32::MAX] {
+    for unknown in [1, -25, i32::MIN, i32::MAX] {
         assert_eq!(strerror(unknown, &mut out), EINVAL, "{unknown}");
     }
 }
@@ -61,6 +61,7 @@ fn null_and_empty_text_are_errors_with_and_without_room_for_the_reason() {
         icx_role,
         icx_tun_open,
         icx_udp_open,
+        icx_netstack_open,
         icx_pump_start,
         icx_control_open,
         icx_control_add_peer,
@@ -112,18 +113,39 @@ fn handles_that_are_not_open_are_refused_everywhere() {
         assert_eq!(icx_engine_set_clock(handle, 0, 0), EBADHANDLE);
         assert_eq!(icx_engine_set_inner_mtu(handle, 1), EBADHANDLE);
         assert_eq!(icx_pump_stop(handle), EBADHANDLE);
+        assert_eq!(icx_stream_abort(handle), EBADHANDLE);
         // SAFETY: NULL with length 0 is allowed.
         assert_eq!(unsafe { icx_pump_set_device_mtu(handle, 1400, null_mut(), 0) }, EBADHANDLE);
-        for f in [icx_identity_info, icx_tun_info, icx_udp_info, icx_control_info, icx_peer_info, icx_peer_status] {
+        let texts = [
+            icx_identity_info,
+            icx_tun_info,
+            icx_udp_info,
+            icx_netstack_info,
+            icx_listener_info,
+            icx_stream_info,
+            icx_datagram_info,
+            icx_control_info,
+            icx_peer_info,
+            icx_peer_status,
+        ];
+        for f in texts {
             assert_eq!(out(f, handle).unwrap_err(), EBADHANDLE);
         }
-        for f in [icx_peer_probe, icx_peer_disconnect] {
+        let explaining = [
+            icx_peer_probe,
+            icx_peer_disconnect,
+            icx_netstack_echo,
+            icx_listener_accept,
+            icx_stream_connected,
+            icx_stream_close_send,
+        ];
+        for f in explaining {
             assert_eq!(explained(f, handle).unwrap_err().code, EBADHANDLE);
         }
-        for f in [icx_tun_read, icx_udp_receive] {
+        for f in [icx_device_read, icx_udp_receive, icx_datagram_receive] {
             assert_eq!(fill(f, handle, &mut [], &mut []).unwrap_err().code, EBADHANDLE);
         }
-        for f in [icx_tun_write, icx_udp_send] {
+        for f in [icx_device_write, icx_udp_send, icx_datagram_send] {
             assert_eq!(hand(f, handle, &[], &mut []).unwrap_err().code, EBADHANDLE);
         }
         let receivers = [
@@ -134,6 +156,11 @@ fn handles_that_are_not_open_are_refused_everywhere() {
             icx_engine_skip_tx_counter,
             icx_peer_dial,
             icx_peer_exchange,
+            icx_netstack_connect,
+            icx_netstack_listen,
+            icx_netstack_datagram,
+            icx_netstack_resolve,
+            icx_echo_send,
         ];
         for f in receivers {
             assert_eq!(json_to(f, handle, "{}").unwrap_err().code, EBADHANDLE);
@@ -142,6 +169,12 @@ fn handles_that_are_not_open_are_refused_everywhere() {
         assert_eq!(counters(handle, u32::MAX, &mut numbers), EBADHANDLE);
         // SAFETY: pointer and length describe `numbers`.
         assert_eq!(unsafe { icx_pump_counters(handle, numbers.as_mut_ptr(), 64) }, EBADHANDLE);
+        // SAFETY: pointer and length describe `numbers`.
+        assert_eq!(unsafe { icx_netstack_counters(handle, numbers.as_mut_ptr(), 64) }, EBADHANDLE);
+        for f in [icx_echo_receive, icx_resolution_answer, icx_stream_read] {
+            assert_eq!(out_explained(f, handle, &mut []).unwrap_err().code, EBADHANDLE);
+        }
+        assert_eq!(stream_write(handle, &[]).unwrap_err().code, EBADHANDLE);
         let mut packets = [IcxPacket::default()];
         assert_eq!(virt_to_phy(handle, &[], &mut packets, &mut [0; 200]), EBADHANDLE);
         assert_eq!(phy_to_virt(handle, &[], &mut packets, &mut [0; 200]), EBADHANDLE);
@@ -151,7 +184,7 @@ fn handles_that_are_not_open_are_refused_everywhere() {
             "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEaxfR8uEsQkf4vOblY6RA8ncDfYEt6zOg9KE5RdiYwpZP40Li/hp/m47n60p8D54WK84zV2sxXs7LtkBoN79R9Q=="
         );
         assert_eq!(json(icx_control_add_peer, &peer).unwrap_err().code, EBADHANDLE);
-        let pump = format!(r#"{{"engine":{handle},"tun":{handle},"udp":{handle}}}"#);
+        let pump = format!(r#"{{"engine":{handle},"device":{handle},"udp":{handle}}}"#);
         assert_eq!(json(icx_pump_start, &pump).unwrap_err().code, EBADHANDLE);
         let control = format!(r#"{{"identity":{handle},"port":0}}"#);
         assert_eq!(json(icx_control_open, &control).unwrap_err().code, EBADHANDLE);
@@ -325,7 +358,9 @@ fn a_batch_that_does_not_fit_its_buffers_moves_nothing() {
     assert_eq!(unsafe { icx_udp_receive(handle, null_mut(), 1, null_mut(), 0, null_mut(), 0) }, EINVAL);
     // SAFETY: as above.
     assert_eq!(unsafe { icx_udp_send(handle, null(), 1, null_mut(), 0, null_mut(), 0) }, EINVAL);
-    assert_eq!(fill(icx_tun_read, handle, &mut packets, &mut []).unwrap_err().code, EBADHANDLE, "of another kind");
+    let reason = fill(icx_device_read, handle, &mut packets, &mut []).unwrap_err();
+    assert_eq!(reason.code, EBADHANDLE);
+    assert!(reason.text.contains("'TUN device' or 'network stack', not 'UDP underlay'"), "{}", reason.text);
     assert_eq!(icx_close(handle), 0);
 }
 

@@ -5,7 +5,7 @@ use super::{finish, run, run_json, run_json_out, run_out, write_numbers};
 use crate::engine::IcxPacket;
 use crate::error::Outcome;
 use crate::guard::{Call, guard};
-use crate::io;
+use crate::{device, io};
 
 /// Creates a TUN device that goes away with its handle or its pump, with MTU and addresses, up. Returns a handle.
 ///
@@ -30,15 +30,15 @@ pub unsafe extern "C" fn icx_tun_info(tun: u32, out: *mut u8, out_cap: u32) -> i
     unsafe { run_out(out, out_cap, |call| io::tun_info(call, tun)) }
 }
 
-/// Reads packets of a device that no pump has taken to the start of `output`, without waiting, and writes where each lies. Returns how
+/// Reads packets of a device, a TUN device or a network stack, that no pump has taken to the start of `output`, without waiting, and writes where each lies. Returns how
 /// many; 0 when there are none: then one event 2 comes once there are. `ICX_EBUFFER` for an output below 65535 bytes. `ICX_ESYS`
 /// when the device is lost.
 ///
 /// # Safety
 /// As [`icx_engine_to_phy`](super::icx_engine_to_phy); `err` is writable for `err_cap` bytes during the call, or NULL.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn icx_tun_read(
-    tun: u32,
+pub unsafe extern "C" fn icx_device_read(
+    device: u32,
     packets: *mut IcxPacket,
     capacity: u32,
     output: *mut u8,
@@ -47,18 +47,18 @@ pub unsafe extern "C" fn icx_tun_read(
     err_cap: u32,
 ) -> i32 {
     // SAFETY: the contract on the buffers is the same.
-    unsafe { fill(tun, packets, capacity, output, output_len, err, err_cap, io::read_tun) }
+    unsafe { fill(device, packets, capacity, output, output_len, err, err_cap, device::read) }
 }
 
 /// Hands packets to a device that no pump has taken. Returns how many were dealt with, from the first on, and writes the verdict of each: 0 taken,
-/// −1 refused (the device is set down, or the packet is no IP packet). `ICX_ESYS` when the device is lost before the first.
+/// −1 refused (the device is set down, the stack closed, or the packet is no IP packet). `ICX_ESYS` when the device is lost before the first.
 ///
 /// # Safety
 /// `input` is readable for `input_len` bytes, `packets` readable and writable for `count` packets, during the call and by nobody else
 /// meanwhile; `err` is writable for `err_cap` bytes during the call, or NULL.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn icx_tun_write(
-    tun: u32,
+pub unsafe extern "C" fn icx_device_write(
+    device: u32,
     input: *const u8,
     input_len: u32,
     packets: *mut IcxPacket,
@@ -67,7 +67,7 @@ pub unsafe extern "C" fn icx_tun_write(
     err_cap: u32,
 ) -> i32 {
     // SAFETY: the contract on the buffers is the same.
-    unsafe { hand(tun, input, input_len, packets, count, err, err_cap, io::write_tun) }
+    unsafe { hand(device, input, input_len, packets, count, err, err_cap, device::write) }
 }
 
 /// Binds the UDP sockets of an underlay. Returns a handle.
@@ -93,7 +93,7 @@ pub unsafe extern "C" fn icx_udp_info(udp: u32, out: *mut u8, out_cap: u32) -> i
     unsafe { run_out(out, out_cap, |call| io::udp_info(call, udp)) }
 }
 
-/// Receives datagrams on sockets that no pump has taken, as [`icx_tun_read`]; `addr` and `port` of each are its source, `traffic_class`
+/// Receives datagrams on sockets that no pump has taken, as [`icx_device_read`]; `addr` and `port` of each are its source, `traffic_class`
 /// is that of its outer header, and its verdict is 0, or −1 with no bytes for one that was longer than any that can be sent.
 ///
 /// # Safety
@@ -135,9 +135,9 @@ pub unsafe extern "C" fn icx_udp_send(
 
 /// Starts the threads that move packets between a TUN device, an engine and UDP sockets. Returns a handle.
 ///
-/// `json`: `{engine, tun, udp, latency = "balanced", clampMss = false}`, handles and "low", "balanced" or "idle". There is one thread for each queue of
+/// `json`: `{engine, device, udp, latency = "balanced", clampMss = false}`, handles and "low", "balanced" or "idle". There is one thread for each queue of
 /// the device, of which the underlay needs as many sockets. The pump takes device and sockets over once they are known to be good: their handles are
-/// gone from then on, also when the start fails after that. When a thread fails later, the event 1 (pump ended) comes
+/// gone from then on, also when the start fails after that. The handle of a network stack stays, and the stack is closed when the pump ends. When a thread fails later, the event 1 (pump ended) comes
 /// with `{message, operation, errno}`. The event 4 (pump notice) has `{notice: "segmentation-refused", local, errno, message}`: the
 /// kernel would not cut datagrams from one socket, which sends them one by one from then on; or `{notice: "path-mtu", vni, pathMtu | null,
 /// innerMtu | null, reason: "router" | "interface" | "expired" | "peer-changed"}`: the path to the peer of a network carries no larger
@@ -253,9 +253,9 @@ pub unsafe extern "C" fn icx_resolve(
 /// Runs a body that fills packets.
 ///
 /// # Safety
-/// As [`icx_tun_read`].
+/// As [`icx_device_read`].
 #[expect(clippy::too_many_arguments, reason = "the parameters of a C function, one for one")]
-unsafe fn fill(
+pub(super) unsafe fn fill(
     end: u32,
     packets: *mut IcxPacket,
     capacity: u32,
@@ -277,9 +277,9 @@ unsafe fn fill(
 /// Runs a body that takes packets.
 ///
 /// # Safety
-/// As [`icx_tun_write`].
+/// As [`icx_device_write`].
 #[expect(clippy::too_many_arguments, reason = "the parameters of a C function, one for one")]
-unsafe fn hand(
+pub(super) unsafe fn hand(
     end: u32,
     input: *const u8,
     input_len: u32,

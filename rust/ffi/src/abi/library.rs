@@ -72,8 +72,8 @@ pub unsafe extern "C" fn icx_clock_now(out: *mut u64, count: u32) -> i32 {
 /// next event does not fit (it stays).
 ///
 /// Each event, little endian: `u32` length in bytes of the whole event, a multiple of 4; `u32` kind; `u32` handle;
-/// `i32` code; UTF-8 JSON, zero padded. The kinds: 1 pump ended, 2 and 3 a TUN device or UDP
-/// underlay can be read or written again (no JSON; see [`icx_tun_read`](super::icx_tun_read)), 4 pump notice, 10 session up, 11 session lost, 12 dial failed,
+/// `i32` code; UTF-8 JSON, zero padded. The kinds: 1 pump ended, 2 and 3 a device, a UDP underlay or something on a network stack
+/// can be read or written again (no JSON; see [`icx_device_read`](super::icx_device_read)), 4 pump notice, 10 session up, 11 session lost, 12 dial failed,
 /// 13 exchange done, 14 exchange failed, 15 peer rejected.
 ///
 /// # Safety

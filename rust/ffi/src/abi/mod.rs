@@ -9,6 +9,7 @@ mod engine;
 mod identity;
 mod io;
 mod library;
+mod netstack;
 
 pub use crate::engine::IcxPacket;
 #[cfg(feature = "afxdp")]
@@ -18,6 +19,7 @@ pub use engine::*;
 pub use identity::*;
 pub use io::*;
 pub use library::*;
+pub use netstack::*;
 
 use crate::code::Code;
 use crate::error::{Failure, Outcome};

@@ -56,6 +56,7 @@ type HandFn = unsafe extern "C" fn(u32, *const u8, u32, *mut IcxPacket, u32, *mu
 type JsonFn = unsafe extern "C" fn(*const u8, u32, *mut u8, u32) -> i32;
 type ReceiverJsonFn = unsafe extern "C" fn(u32, *const u8, u32, *mut u8, u32) -> i32;
 type OutFn = unsafe extern "C" fn(u32, *mut u8, u32) -> i32;
+type OutErrFn = unsafe extern "C" fn(u32, *mut u8, u32, *mut u8, u32) -> i32;
 type ErrFn = unsafe extern "C" fn(u32, *mut u8, u32) -> i32;
 type JsonOutFn = unsafe extern "C" fn(*const u8, u32, *mut u8, u32, *mut u8, u32) -> i32;
 
@@ -99,6 +100,17 @@ pub(crate) fn json_out(f: JsonOutFn, text: &str) -> Answer<serde_json::Value> {
         f(text.as_ptr(), text.len() as u32, out.as_mut_ptr(), out.len() as u32, err, cap)
     })?;
     Ok(serde_json::from_slice(&out[..len as usize]).unwrap())
+}
+
+/// `(receiver, out, err)`
+pub(crate) fn out_explained(f: OutErrFn, receiver: u32, out: &mut [u8]) -> Answer<u32> {
+    // SAFETY: pointers and lengths describe separate live buffers.
+    answer(|err, cap| unsafe { f(receiver, out.as_mut_ptr(), out.len() as u32, err, cap) })
+}
+
+pub(crate) fn stream_write(stream: u32, input: &[u8]) -> Answer<u32> {
+    // SAFETY: pointers and lengths describe separate live buffers.
+    answer(|err, cap| unsafe { icx_stream_write(stream, input.as_ptr(), input.len() as u32, err, cap) })
 }
 
 /// `(receiver, out)`
