@@ -51,6 +51,7 @@ export * from "./datapath/clock.ts";
 export * from "./datapath/counters.ts";
 export * from "./datapath/datapath.ts";
 export * from "./datapath/device.ts";
+export * from "./datapath/device_datapath.ts";
 export * from "./datapath/engine.ts";
 export * from "./datapath/errors.ts";
 export * from "./datapath/impaired_underlay.ts";

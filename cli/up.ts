@@ -5,7 +5,7 @@ import { Identity, parsePeerKey } from "../control/identity.ts";
 import { Node, type NodeEvent, type NodeInfo, type NodeStats } from "../control/node.ts";
 import { type NodeConfig, nodeConfigWarnings } from "../control/node_config.ts";
 import { DatapathError } from "../datapath/errors.ts";
-import type { PathMtuReason } from "../datapath/tun.ts";
+import type { PathMtuReason } from "../datapath/device_datapath.ts";
 import { ShutdownSignals } from "../datapath/shutdown_signals.ts";
 import { NativeError } from "../native/errors.ts";
 import { Library } from "../native/library.ts";

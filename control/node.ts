@@ -12,7 +12,7 @@ import type { Engine, SaStatus } from "../datapath/engine.ts";
 import { DatapathError } from "../datapath/errors.ts";
 import { UdpUnderlay } from "../datapath/udp_underlay.ts";
 import { supervise } from "../datapath/supervise.ts";
-import type { OffloadRefused, PathMtuChanged, PathMtuReason } from "../datapath/tun.ts";
+import type { OffloadRefused, PathMtuChanged, PathMtuReason } from "../datapath/device_datapath.ts";
 import { requireFunction, requireType } from "../native/arguments.ts";
 import { bootClock } from "../native/clock.ts";
 import { Library } from "../native/library.ts";

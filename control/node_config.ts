@@ -7,7 +7,7 @@
 import { isIP } from "node:net";
 import { z } from "zod";
 import type { BusyPoll, XdpAttach, ZeroCopy } from "../datapath/afxdp.ts";
-import type { Latency } from "../datapath/tun.ts";
+import type { Latency } from "../datapath/device_datapath.ts";
 import { shown } from "../native/arguments.ts";
 import { addressBytes, parsePrefix } from "./prefix.ts";
 

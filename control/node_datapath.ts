@@ -15,10 +15,11 @@ import {
   type XdpSupport,
 } from "../datapath/afxdp.ts";
 import type { Datapath } from "../datapath/datapath.ts";
+import type { OffloadRefused, PathMtuChanged } from "../datapath/device_datapath.ts";
 import { Engine, type EngineOptions } from "../datapath/engine.ts";
 import { DatapathError } from "../datapath/errors.ts";
 import { innerMtu } from "../datapath/mtu.ts";
-import { type OffloadRefused, type PathMtuChanged, TunDatapath } from "../datapath/tun.ts";
+import { TunDatapath } from "../datapath/tun.ts";
 import { TunDevice } from "../datapath/tun_device.ts";
 import type { UdpUnderlay } from "../datapath/udp_underlay.ts";
 import type { Library } from "../native/library.ts";
