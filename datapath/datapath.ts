@@ -82,7 +82,7 @@ export interface DatapathStats {
  */
 export interface Datapath extends AsyncDisposable {
   /** Which one it is. */
-  readonly kind: "tun" | "afxdp";
+  readonly kind: "tun" | "afxdp" | "netstack";
   /** Moves packets until the signal aborts. */
   run(options?: DatapathRunOptions): Promise<void>;
   /** Stops, and gives everything back. */

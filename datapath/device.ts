@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { Netstack } from "./netstack_device.ts";
 import type { PacketBatch } from "./packet_batch.ts";
 import type { TunDevice } from "./tun_device.ts";
 
@@ -11,7 +12,7 @@ import type { TunDevice } from "./tun_device.ts";
  * An inner side of the native library. Between two native ends packets never enter JavaScript. Only the kinds of devices listed here
  * exist, and only the library makes them.
  */
-export type NativeDevice = TunDevice;
+export type NativeDevice = TunDevice | Netstack;
 
 /**
  * An inner side written in TypeScript: packets come and go in batches, each a bare IP packet. {@linkcode MemoryDevice} is one,
