@@ -38,9 +38,9 @@ export interface WireDatagram {
 }
 
 /** A device, and the host behind it. */
-export interface Inside extends AsyncDisposable {
+export interface Inside<D extends Device = Device> extends AsyncDisposable {
   /** The device, where the datapath is made of one. The datapath closes it. */
-  readonly device: Device | undefined;
+  readonly device: D | undefined;
   /** Sends a UDP datagram from the host's inner address; waits while the device takes no more. */
   send(payload: Uint8Array, options?: { readonly to?: string; readonly signal?: AbortSignal }): Promise<void>;
   /** The next UDP payload that came out of the tunnel for the host; `undefined` when there is none in time. */

@@ -5,22 +5,16 @@
  */
 
 import {
-  addressBytes,
-  type Clock,
-  type Device,
   type Engine,
   type Library,
   MemoryDevice,
-  MemoryUnderlay,
   type ScriptDevice,
-  type ScriptUnderlay,
-  systemClock,
   TunDatapath,
   TunDevice,
-  UdpUnderlay,
   type Underlay,
 } from "../../mod.ts";
-import { LOOPBACK, Mailbox } from "./_mailbox.ts";
+import { type BenchOptions, breaker, failing, hurried, OUTSIDES } from "./_ends.ts";
+import { Mailbox } from "./_mailbox.ts";
 import { udpPacket, udpPayload } from "./_peer.ts";
 import {
   type Bench,
@@ -29,7 +23,6 @@ import {
   HOST,
   INNER_PORT,
   type Inside,
-  type Outside,
   PATIENCE_MS,
   REMOTE,
   within,
@@ -37,20 +30,8 @@ import {
 
 const DEVICE_NAME = "icxc0";
 const REMOVED = "the device is removed";
-const failing = (call: string) => `${call}() fails in every call`;
-
-/** Breaks one of the calls of an end when it is told to. */
-function breaker(calls: readonly string[]) {
-  const broken = new Set<string>();
-  return {
-    breakages: Object.fromEntries(calls.map((call) => [failing(call), () => Promise.resolve(void broken.add(call))])),
-    orFail: (call: string, works: () => Promise<number>): Promise<number> =>
-      broken.has(call) ? Promise.reject(new Error(`${call}() is broken`)) : works(),
-  };
-}
-
 /** A device in memory. */
-function memoryInside(): Promise<Inside> {
+function memoryInside(): Promise<Inside<TunDevice | ScriptDevice>> {
   const [near, host] = MemoryDevice.pair({ mtuBytes: DEVICE_MTU_BYTES });
   const { breakages, orFail } = breaker(["read", "write"]);
   const device: ScriptDevice = {
@@ -73,7 +54,7 @@ function memoryInside(): Promise<Inside> {
 }
 
 /** A TUN device of the kernel, and a socket of the host behind it. */
-async function tunInside(library: Library): Promise<Inside> {
+async function tunInside(library: Library): Promise<Inside<TunDevice | ScriptDevice>> {
   await using parts = new AsyncDisposableStack();
   const device = TunDevice.open({
     library,
@@ -98,70 +79,10 @@ async function tunInside(library: Library): Promise<Inside> {
   };
 }
 
-/** An underlay in memory. */
-function memoryOutside(): Promise<Outside> {
-  const [address, peerPort] = ["192.0.2.2", 6083];
-  const endpoint = (address: string, port: number) => ({ address: addressBytes(address), port });
-  const [near, peer] = MemoryUnderlay.pair({ endpoints: [endpoint("192.0.2.1", 6081), endpoint(address, peerPort)] });
-  const { breakages, orFail } = breaker(["receive", "send"]);
-  const underlay: ScriptUnderlay = {
-    kind: "script",
-    receive: (batch, options) => orFail("receive", () => near.receive(batch, options)),
-    send: (batch, options) => orFail("send", () => near.send(batch, options)),
-    close: () => near.close(),
-  };
-  return Promise.resolve({
-    underlay,
-    // The peer filter is on: datagrams from elsewhere would be dropped.
-    address,
-    peerPort,
-    send: (bytes, options) => peer.push(bytes, near.endpoint, options),
-    async receive(timeoutMs = PATIENCE_MS) {
-      const datagram = await within(timeoutMs, (signal) => peer.pull({ signal }));
-      return datagram === undefined ? undefined : { bytes: datagram.bytes, port: datagram.destination.port };
-    },
-    breakages,
-    [Symbol.asyncDispose]: () => peer.close(),
-  });
-}
-
-/** UDP sockets on loopback. The datapath's have the given port, or any. */
-async function udpOutside(library: Library, { port: ownPort = 0 }: BenchOptions): Promise<Outside> {
-  await using parts = new AsyncDisposableStack();
-  const peer = parts.adopt(await Mailbox.bind(LOOPBACK, 0), (peer) => peer.close());
-  const underlay = UdpUnderlay.open({ library, localAddress: LOOPBACK, port: ownPort });
-  const { port } = underlay;
-  parts.move();
-  return {
-    underlay,
-    address: LOOPBACK,
-    peerPort: peer.port,
-    send: (bytes) => peer.send(bytes, LOOPBACK, port),
-    async receive(timeoutMs = PATIENCE_MS) {
-      const bytes = await peer.receive(timeoutMs);
-      // It can only come to the port that it was sent to.
-      return bytes === undefined ? undefined : { bytes, port: peer.port };
-    },
-    breakages: {},
-    [Symbol.asyncDispose]: () => peer.close(),
-  };
-}
-
 const INSIDES = {
   memory: { make: memoryInside, breakages: ["read", "write"].map(failing) },
   tun: { make: tunInside, breakages: [REMOVED] },
 } as const;
-
-const OUTSIDES = {
-  memory: { make: memoryOutside, breakages: ["receive", "send"].map(failing) },
-  udp: { make: udpOutside, breakages: [] },
-} as const;
-
-/** How a bench is made. */
-export interface BenchOptions {
-  /** The port of the datapath's UDP sockets, so that they can be told from others on the wire. @default any */
-  readonly port?: number;
-}
 
 /** The tun datapath between two kinds of ends; a device of kind `tun` needs a network namespace for itself. */
 export function tunBench(inner: "memory" | "tun", outer: "memory" | "udp", options: BenchOptions = {}): Bench {
@@ -185,12 +106,6 @@ export function tunBench(inner: "memory" | "tun", outer: "memory" | "udp", optio
   };
 }
 
-/** Fast enough that nobody has to wait for the delays after failures. */
-const hurried: Clock = {
-  now: () => systemClock.now() * 20,
-  schedule: (delayMs, callback) => systemClock.schedule(delayMs / 20, callback),
-};
-
-function open(device: Device, underlay: Underlay, engine: Engine) {
+function open(device: TunDevice | ScriptDevice, underlay: Underlay, engine: Engine) {
   return TunDatapath.open({ device, underlay, engine, clock: hurried });
 }
