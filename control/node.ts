@@ -21,7 +21,8 @@ import { ControlEndpoint, type ControlPeer } from "./endpoint.ts";
 import { Identity, parsePeerKey, type PublicKey, tunnelRole } from "./identity.ts";
 import type { TrafficSample, TunnelEvent, TunnelRole } from "./lifecycle.ts";
 import { type NodeConfig, type NodeOffloadConfig, type NodePeerConfig, parseNodeConfig } from "./node_config.ts";
-import { type NodeDatapath, openDatapath, socketAddress } from "./node_datapath.ts";
+import { type NodeDatapath, openDatapath } from "./node_datapath.ts";
+import { socketAddress } from "./prefix.ts";
 import { Tunnel, type TunnelStatus } from "./tunnel.ts";
 
 export type { ForwarderInfo, ForwarderNotice } from "../datapath/afxdp.ts";

@@ -25,6 +25,7 @@ import type { UdpUnderlay } from "../datapath/udp_underlay.ts";
 import type { Library } from "../native/library.ts";
 import { interfaceLookup, type RouteInfo } from "../native/network.ts";
 import type { NodeConfig, NodeOffloadConfig } from "./node_config.ts";
+import { socketAddress } from "./prefix.ts";
 
 /** What moves a node's packets. */
 export interface NodeDatapath {
@@ -257,9 +258,4 @@ function randomMac(): string {
   const bytes = crypto.getRandomValues(new Uint8Array(6));
   bytes[0] = ((bytes[0] ?? 0) & 0xfc) | 0x02;
   return Buffer.from(bytes).toString("hex").match(/../g)?.join(":") ?? "";
-}
-
-/** `ip:port`, with brackets where that takes them. */
-export function socketAddress(address: string, port: number): string {
-  return address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
 }

@@ -85,6 +85,40 @@ export function addressBytes(address: string): Uint8Array {
   return Uint8Array.from({ length: digits.length / 2 }, (_, i) => parseInt(digits.slice(2 * i, 2 * i + 2), 16));
 }
 
+/**
+ * The text of an IP address.
+ *
+ * @param bytes 4 or 16 bytes, in network order.
+ * @returns The shortest form.
+ * @throws {RangeError} When there are neither 4 nor 16 bytes.
+ *
+ * @example What addressBytes() gave
+ * ```ts
+ * import { addressBytes, addressText } from "@icx/icx";
+ * import { strictEqual } from "node:assert";
+ *
+ * strictEqual(addressText(addressBytes("2001:DB8:0::1")), "2001:db8::1");
+ * ```
+ */
+export function addressText(bytes: Uint8Array): string {
+  if (bytes.length !== 4 && bytes.length !== 16) {
+    throw new RangeError(`Cannot write the address as it must have 4 or 16 bytes: it has ${bytes.length}`);
+  }
+  const value = bytes.reduce((value, byte) => value << 8n | BigInt(byte), 0n);
+  return bytes.length === 4 ? formatIPv4(value) : formatIPv6(value);
+}
+
+/**
+ * An IP address with a port.
+ *
+ * @param address The address.
+ * @param port The port.
+ * @returns `ip:port`, with brackets around an IPv6 address.
+ */
+export function socketAddress(address: string, port: number): string {
+  return address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
+}
+
 function toBigInt(address: string): bigint {
   if (isIPv4(address)) return BigInt(`0x${hexOfIPv4(address)}`);
   // The last 32 bits may be written like an IPv4 address.

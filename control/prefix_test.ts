@@ -1,6 +1,6 @@
 import { deepStrictEqual, strictEqual, throws } from "node:assert/strict";
 import fc from "fast-check";
-import { addressBytes, parsePrefix } from "./prefix.ts";
+import { addressBytes, addressText, parsePrefix, socketAddress } from "./prefix.ts";
 
 Deno.test("parsePrefix() takes prefixes and addresses of both families", () => {
   const rows: [string, string, number, 4 | 6, string][] = [
@@ -55,4 +55,17 @@ Deno.test("addressBytes() gives 4 or 16 bytes in network order", () => {
   deepStrictEqual([...addressBytes("fd00::102:3")], [0xfd, ...Array(11).fill(0), 1, 2, 0, 3]);
   deepStrictEqual([...addressBytes("::ffff:192.0.2.1")].slice(10), [0xff, 0xff, 192, 0, 2, 1]);
   for (const text of ["", "10.0.0", "fe80::1%eth0", "10.0.0.0/8"]) throws(() => addressBytes(text), SyntaxError, text);
+});
+
+Deno.test("addressText() writes what addressBytes() reads", () => {
+  fc.assert(fc.property(fc.oneof(fc.ipV4(), fc.ipV6()), (address) => {
+    const bytes = addressBytes(address);
+    deepStrictEqual(addressBytes(addressText(bytes)), bytes);
+  }));
+  throws(() => addressText(new Uint8Array(5)), RangeError);
+});
+
+Deno.test("socketAddress() puts brackets around IPv6 alone", () => {
+  strictEqual(socketAddress("192.0.2.1", 80), "192.0.2.1:80");
+  strictEqual(socketAddress("2001:db8::1", 80), "[2001:db8::1]:80");
 });
