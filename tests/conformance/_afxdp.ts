@@ -4,7 +4,7 @@
  * @module
  */
 
-import { socketAddress } from "../../control/node_datapath.ts";
+import { socketAddress } from "../../control/prefix.ts";
 import { afxdp, type Engine, type Library, TunDevice } from "../../mod.ts";
 import { Mailbox } from "./_mailbox.ts";
 import {

@@ -5,7 +5,7 @@
  */
 
 import { strictEqual } from "node:assert/strict";
-import { socketAddress } from "../../control/node_datapath.ts";
+import { socketAddress } from "../../control/prefix.ts";
 import { addressBytes, type DangerInstallOptions, Engine, type Library, PacketBatch, type Verdict } from "../../mod.ts";
 import { type EngineSides, HOST, INNER_PORT, REMOTE, TUNNEL_PREFIX } from "./_rig.ts";
 

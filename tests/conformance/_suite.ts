@@ -6,7 +6,7 @@
 
 import { Buffer } from "node:buffer";
 import { deepStrictEqual, ok, rejects, strictEqual } from "node:assert/strict";
-import { socketAddress } from "../../control/node_datapath.ts";
+import { socketAddress } from "../../control/prefix.ts";
 import { addsUp } from "../../datapath/_adds_up.ts";
 import { DatapathError, type DatapathErrorCode, delay, type Engine, Library } from "../../mod.ts";
 import { type EngineChoice, keys, makeEngine, numbered, numberOf, Peer, sealed, udpPayload, VNI } from "./_peer.ts";
