@@ -421,12 +421,12 @@ export class Lab {
   }
 
   async #build({ relay = false, router = false, intruder = false }: LabOptions): Promise<void> {
-    for (const host of [this.a, this.b]) {
+    await Promise.all([this.a, this.b].map(async (host) => {
       await addNamespace(host);
       const generated = await run([ICX, "genkey", host.keyFile]);
       assert.equal(generated.code, 0, generated.stderr);
-      host.publicKey = (await ok([ICX, "pubkey", host.keyFile])).trim();
-    }
+      host.publicKey = generated.stderr.trim();
+    }));
     if (!relay && !router && !intruder) {
       await this.rewire();
       return;
@@ -535,13 +535,13 @@ export class Lab {
       if (running.running) running.kill("SIGKILL");
       await running.ended.catch(() => {});
     }
-    for (const host of [this.a, this.b, this.#third]) {
+    await Promise.all([this.a, this.b, this.#third].map(async (host) => {
       // Whatever else still runs in there would keep the namespace alive.
       const pids = (await run(["ip", "netns", "pids", host.ns])).stdout.split("\n").filter((pid) => pid !== "");
       if (pids.length > 0) await host.run(["sh", "-c", `kill -KILL ${pids.join(" ")}`]);
       await host.run(["sh", "-c", FORGET_CLAIMS]);
       await run(["ip", "netns", "del", host.ns]);
-    }
+    }));
     await rm(this.directory, { recursive: true, force: true });
   }
 }
