@@ -24,7 +24,7 @@ export async function transfer(lab: Lab, options: TransferOptions): Promise<void
   const family = address.includes(":") ? "6" : "4";
   const sink = lab.spawn(to, [
     ...["bash", "-euo", "pipefail", "-c"],
-    `socat -u TCP${family}-LISTEN:${port},bind=${bracketed},reuseaddr STDOUT | sha256sum`,
+    `socat -u TCP${family}-LISTEN:${port},bind=${bracketed},reuseaddr STDOUT | openssl dgst -sha256 -r`,
   ]);
   const parts = seconds * 10;
   const pace = parts === 0
@@ -32,7 +32,7 @@ export async function transfer(lab: Lab, options: TransferOptions): Promise<void
     : `for part in $(seq ${parts}); do head -c ${Math.ceil(bytes / parts)}; sleep 0.1; done`;
   const source = await from.shell(
     `head -c ${bytes} /dev/zero | openssl enc -aes-128-ctr -K ${"5a".repeat(16)} -iv ${String(port).padStart(32, "0")} |
-     (${pace}) | tee >(sha256sum >&2) | socat -u STDIN TCP${family}:${bracketed}:${port},retry=50,interval=0.1`,
+     (${pace}) | tee >(openssl dgst -sha256 -r >&2) | socat -u STDIN TCP${family}:${bracketed}:${port},retry=50,interval=0.1`,
     timeoutMs,
   );
   assert.equal(source.code, 0, source.stderr);
