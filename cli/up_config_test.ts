@@ -131,8 +131,6 @@ Deno.test("what does not fit together is told in terms of the options", () => {
     [["--address", "10.9.0.1/33"], "--address", "10.9.0.1/33"],
     [["--local-address", "300.0.0.1"], "--local-address", "300.0.0.1"],
     [["--outer-udp-checksum"], "--outer-udp-checksum", "leave it out, or add --datapath afxdp"],
-    [["--device", "veth", "--datapath", "tun"], "--device", "--datapath tun"],
-    [["--cpu-pin"], "--cpu-pin", "--datapath auto"],
     [["--datapath", "afxdp", "--busy-poll-budget", "8"], "--busy-poll-budget", "add it"],
     [["--datapath", "afxdp", "-t", "twelve-bytes"], "--tun-device", "11 bytes"],
     [["--datapath", "afxdp", "--zero-copy", "require"], "--zero-copy", 'use device "tun"'],
@@ -143,6 +141,29 @@ Deno.test("what does not fit together is told in terms of the options", () => {
       ok(error.message.includes(option) && error.message.includes(told), error.message);
       return true;
     }, args.join(" "));
+  }
+});
+
+Deno.test("what only AF_XDP can do is refused elsewhere", () => {
+  const rows = [
+    ["--device", "veth"],
+    ["--xdp-attach", "generic"],
+    ["--zero-copy", "off"],
+    ["--cpu-pin"],
+    ["--busy-poll", "20"],
+    ["--pcap-file", "/tmp/x.pcapng"],
+    ["--outer-udp-checksum"],
+  ];
+  for (const [option = "", ...values] of rows) {
+    for (const datapath of ["tun", "auto"]) {
+      const args = [option, ...values, "--datapath", datapath, "peer:6081"];
+      throws(() => nodeConfigOf(parse(...args)), (error) => {
+        ok(error instanceof UsageError);
+        ok(error.message.includes(option) && error.message.includes(`--datapath ${datapath}`), error.message);
+        ok(error.message.includes("--datapath afxdp"), error.message);
+        return true;
+      }, args.join(" "));
+    }
   }
 });
 

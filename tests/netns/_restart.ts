@@ -1,7 +1,7 @@
 /** Traffic that goes on through a node's restart, and how long it was away. */
 import assert from "node:assert/strict";
 import process from "node:process";
-import { type Host, Lab, type Node, type Running } from "./_lab.ts";
+import { type DatapathName, type Host, Lab, type Node, privilegedOver, type Running } from "./_lab.ts";
 
 /** What is promised is 2 s; other processes compete for the processors of a test machine. */
 export const BACK_WITHIN_MS = 10_000;
@@ -161,4 +161,40 @@ export function report(line: string): void {
 export function median(values: readonly number[]): number {
   const sorted = values.toSorted((a, b) => a - b);
   return sorted[Math.floor(sorted.length / 2)] ?? NaN;
+}
+
+/** Registers a test of each role over each of these datapaths: a node that ends by `how` under load, and starts again. */
+export function restartTests(how: "SIGTERM" | "SIGKILL", datapaths: readonly DatapathName[]): void {
+  for (const which of ["initiator", "responder"] as const) {
+    privilegedOver(
+      datapaths,
+      `${how} and restart of the ${which} under load: traffic is back, and a transfer carries on`,
+      async () => {
+        await using lab = await Lab.create();
+        const [victim, survivor] = await byRole(which, await lab.tunnel());
+        const pinging = await Pinging.start(lab, survivor.host);
+        const transfer = await Transfer.start(lab, survivor.host, 2);
+        const [again, { fromExecMs, fromStartingMs }] = await restart(lab, { victim, how, pinging });
+        report(
+          `traffic back ${fromExecMs.toFixed(0)} ms after exec, ${fromStartingMs.toFixed(0)} ms after "starting"`,
+        );
+        assert(fromExecMs < BACK_WITHIN_MS, `back after ${fromExecMs} ms`);
+        await transfer.finished(30_000);
+        await pinging.stop();
+        await again.stop();
+        await survivor.stop();
+      },
+    );
+  }
+}
+
+/** Registers the test over each of these datapaths: nodes that are suspended for less than a session lives. */
+export function suspendTests(datapaths: readonly DatapathName[]): void {
+  privilegedOver(
+    datapaths,
+    "SIGSTOP for 5 s and SIGCONT, of either side, under load and rekeying: the session survives",
+    async () => {
+      await suspendEach(5, { sessionsSurvive: true });
+    },
+  );
 }

@@ -1,40 +1,13 @@
 /** Nodes that are killed, stopped, suspended and started again: traffic comes back, and nothing is in the way. */
 import assert from "node:assert/strict";
-import { type DatapathName, eventually, ICX, Lab, ok, privileged, privilegedOver, run } from "./_lab.ts";
-import { BACK_WITHIN_MS, byRole, Pinging, report, restart, returnAfter, suspendEach, Transfer } from "./_restart.ts";
+import { eventually, ICX, Lab, ok, privileged, run } from "./_lab.ts";
+import { BACK_WITHIN_MS, byRole, Pinging, report, restartTests, returnAfter, suspendTests } from "./_restart.ts";
 import { Clocks } from "./_suspend.ts";
 
 const HOUR_MS = 3_600_000;
 
-/** Over which datapaths a node is ended how. */
-const ENDS: Readonly<Record<"SIGTERM" | "SIGKILL", readonly DatapathName[]>> = {
-  SIGTERM: ["tun", "afxdp, tun"],
-  SIGKILL: ["tun", "afxdp, veth"],
-};
-
-for (const how of ["SIGTERM", "SIGKILL"] as const) {
-  for (const which of ["initiator", "responder"] as const) {
-    privilegedOver(
-      ENDS[how],
-      `${how} and restart of the ${which} under load: traffic is back, and a transfer carries on`,
-      async () => {
-        await using lab = await Lab.create();
-        const [victim, survivor] = await byRole(which, await lab.tunnel());
-        const pinging = await Pinging.start(lab, survivor.host);
-        const transfer = await Transfer.start(lab, survivor.host, 2);
-        const [again, { fromExecMs, fromStartingMs }] = await restart(lab, { victim, how, pinging });
-        report(
-          `traffic back ${fromExecMs.toFixed(0)} ms after exec, ${fromStartingMs.toFixed(0)} ms after "starting"`,
-        );
-        assert(fromExecMs < BACK_WITHIN_MS, `back after ${fromExecMs} ms`);
-        await transfer.finished(30_000);
-        await pinging.stop();
-        await again.stop();
-        await survivor.stop();
-      },
-    );
-  }
-}
+restartTests("SIGTERM", ["tun"]);
+restartTests("SIGKILL", ["tun", "afxdp, veth"]);
 
 privileged(
   "the responder comes back after 10 s, under load: the initiator finds it, and nobody was turned away",
@@ -45,13 +18,7 @@ privileged(
   },
 );
 
-privilegedOver(
-  ["tun", "afxdp, veth"],
-  "SIGSTOP for 5 s and SIGCONT, of either side, under load and rekeying: the session survives",
-  async () => {
-    await suspendEach(5, { sessionsSurvive: true });
-  },
-);
+suspendTests(["tun"]);
 
 privileged("a suspend beyond the life of the keys: they are not used again, and new ones come at once", async () => {
   await using lab = await Lab.create();

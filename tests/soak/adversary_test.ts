@@ -1,6 +1,6 @@
 /** What 100000 hostile frames a second cost the traffic, measured beside as many unrelated packets. */
 import assert from "node:assert/strict";
-import { adversaryTests } from "../netns/_attacks.ts";
+import { floodTests, kindTests, rateLimitTests } from "../netns/_attacks.ts";
 import { capture, discard, underLoad, UNRELATED_PORT } from "../netns/_adversary.ts";
 import { Lab, privileged } from "../netns/_lab.ts";
 import { figure } from "./_report.ts";
@@ -11,7 +11,9 @@ function median(values: readonly number[]): number {
   return values.toSorted((one, other) => one - other)[values.length >> 1] ?? 0;
 }
 
-adversaryTests(["afxdp, tun"]);
+kindTests(["afxdp, tun"]);
+floodTests(["afxdp, veth", "afxdp, tun"]);
+rateLimitTests(["afxdp, tun"]);
 
 for (const [what, kinds] of [["hostile frames of all kinds", []], ["forged frames", ["--kinds", "forged"]]] as const) {
   privileged(`${what} at 100000 a second, and as many unrelated packets, in turn: median of ${ROUNDS}`, async () => {
