@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::panic::resume_unwind;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use icx_proto::MacAddr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -105,6 +106,25 @@ impl NetNs {
                 set_up("under", true).unwrap();
             });
         }
+        for namespace in [self, other] {
+            namespace.run(until_running);
+        }
+    }
+}
+
+/// Waits until the kernel has told that "under" is running, which it does some time after both ends were set up.
+fn until_running() {
+    let mut netlink = Netlink::open().unwrap();
+    let patience = Instant::now() + Duration::from_secs(20);
+    loop {
+        let mut request = LinkMessage::default();
+        request.attributes.push(LinkAttribute::IfName("under".into()));
+        let link = crate::link::get(&mut netlink, request).unwrap().unwrap();
+        if link.header.flags.contains(LinkFlags::Running) {
+            return;
+        }
+        assert!(Instant::now() < patience, "a pair that is up does not run");
+        thread::sleep(Duration::from_millis(10));
     }
 }
 
