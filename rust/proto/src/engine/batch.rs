@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use super::table::{Entry, Table};
 use super::tx::{Followed, LocalReply, Outbound, Plain, SEAL_OVERHEAD, UsableTx};
 use super::{Arrival, Engine, Mode};
-use crate::counters::TxDrop;
+use crate::counters::{RxDrop, TxDrop};
 use crate::id::Vni;
 use crate::offload::Segments;
 use crate::time::Instant;
@@ -59,6 +59,11 @@ pub trait SealSink {
 
     /// What is in that room goes to `to`; `None`: it is not used.
     fn settle(&mut self, len: usize, to: Option<&Destination>);
+
+    /// Tells of each inner packet, cut where it was to be cut, that it has been sealed, or why it was dropped: before it is settled, if
+    /// there is room for it. What is dropped before it is cut comes once, as its headers, and what is malformed may be empty.
+    #[inline]
+    fn hear(&mut self, _packet: &[u8], _dropped: Option<TxDrop>) {}
 }
 
 /// How long a run may get, which is what one segmented send takes.
@@ -236,6 +241,10 @@ pub trait OpenSink {
 
     /// The first `len` bytes of the room last given are a virtual-side frame.
     fn deliver(&mut self, vni: Vni, len: usize);
+
+    /// Tells why the datagram that the room last given was for is dropped.
+    #[inline]
+    fn dropped(&mut self, _reason: RxDrop) {}
 }
 
 /// A datagram of a block: its packet among the inputs, and which part of that it carries.
@@ -326,20 +335,21 @@ impl Engine {
     }
 
     /// Adds the datagrams of one packet to a block, which begins with the first of them, or drops the packet.
-    fn plan<'t>(
+    fn plan<'t, S: SealSink>(
         &self,
         table: &'t Table,
         now: Instant,
         input: usize,
         packet: &mut BatchPacket<'_>,
         block: &mut Option<Block<'t>>,
-        sink: &mut impl SealSink,
+        sink: &mut S,
     ) -> Result<(), PlanEnd> {
-        let head = match packet {
+        let head = match &*packet {
             BatchPacket::Whole(frame) => *frame,
             BatchPacket::Segmented(segments) if matches!(self.mode, Mode::L3) => segments.head(),
             BatchPacket::Segmented(_) | BatchPacket::Malformed => {
                 self.tx_drops(None, TxDrop::Malformed, packet.packets());
+                sink.hear(&[], Some(TxDrop::Malformed));
                 return Ok(());
             }
         };
@@ -348,6 +358,7 @@ impl Engine {
             Ok(Outbound::Reply(reply)) => return Err(PlanEnd::Stop(Stop::Reply(reply))),
             Err(reason) => {
                 self.tx_drops(None, reason, packet.packets());
+                sink.hear(head.get(self.link_header_len()..).unwrap_or_default(), Some(reason));
                 return Ok(());
             }
         };
@@ -355,12 +366,13 @@ impl Engine {
             return Err(PlanEnd::Block);
         }
         let followed = self.followed(&head[inner.clone()]);
-        let longest = match packet {
+        let longest = match &*packet {
             BatchPacket::Segmented(segments) => segments.peek().map_or(0, |(_, len)| len),
             _ => inner.len(),
         };
-        let dropped = |reason, packets| {
+        let dropped = |sink: &mut S, reason, packets| {
             self.tx_drops(Some(entry), reason, packets);
+            sink.hear(&head[inner.clone()], Some(reason));
             if reason != TxDrop::TooBig {
                 return Ok(());
             }
@@ -371,11 +383,11 @@ impl Engine {
             Some(block) => block,
             None => match self.ready(now, entry, longest) {
                 Ok((tx, _)) => block.insert(Block { entry, tx, planned: [Planned::default(); BLOCK], len: 0 }),
-                Err(reason) => return dropped(reason, packet.packets()),
+                Err(reason) => return dropped(sink, reason, packet.packets()),
             },
         };
         let Some(sealed_len) = self.sealed_len(entry, longest).filter(|len| *len <= sink.largest()) else {
-            return dropped(TxDrop::TooBig, packet.packets());
+            return dropped(sink, TxDrop::TooBig, packet.packets());
         };
         let mut add = |at, sealed_len| {
             if block.is_full() {
@@ -414,7 +426,9 @@ impl Engine {
             let inner = packets[input].inner(at);
             let header = TunnelHeader { protocol, vni, spi: sa.spi.get(), counter };
             let out = sink.front(sealed_len);
-            match self.seal_frame(entry, key, &header, followed, Plain::At(inner), out) {
+            let sealed = self.seal_frame(entry, key, &header, followed, Plain::At(inner), out);
+            sink.hear(inner, sealed.err());
+            match sealed {
                 Ok(()) => {
                     sent += 1;
                     bytes += inner.len() as u64;
@@ -430,7 +444,10 @@ impl Engine {
         counters.sent(now, sent, bytes);
         if !refused.is_empty() {
             counters.tx_dropped(TxDrop::Exhausted, refused.len() as u64);
-            refused.iter().for_each(|datagram| sink.settle(datagram.sealed_len, None));
+            for datagram in refused {
+                sink.hear(packets[datagram.input].inner(datagram.at), Some(TxDrop::Exhausted));
+                sink.settle(datagram.sealed_len, None);
+            }
         }
     }
 
@@ -463,10 +480,12 @@ impl Engine {
                     }
                     Err(reason) => {
                         self.rx_drop((Some(inbound.entry), reason));
+                        sink.dropped(reason);
                     }
                 },
                 Err(refusal) => {
                     self.rx_drop(refusal);
+                    sink.dropped(refusal.1);
                 }
             }
             done += datagram.len();
