@@ -305,31 +305,40 @@ privileged("an interface that comes back with another hardware address is waited
   await b.stop();
 });
 
-privileged("--pcap-file: both sides, and why a packet went nowhere", async () => {
-  await using lab = await Lab.create();
-  const file = `${lab.directory}/both.pcapng`;
-  const [a, b] = await lab.tunnel([...AFXDP, "--pcap-file", file], AFXDP);
-  await lab.a.ok(["ping", "-q", "-c", "3", "-i", "0.05", "-W", "2", lab.b.inner4]);
-  // An empty frame of network 99, which nobody has.
-  const frame = String.raw`\0\0\x08\0\0\0\x63\0`;
-  await lab.b.shell(`printf '${frame}' | socat -u STDIN UDP4:${lab.a.underlay}:6081`);
-  await eventually("the frame is dropped", 5000, async () => (await a.counters())["rx_unknown_vni"] === 1);
-  await a.stop();
-  await b.stop();
-  assert.equal((await fs.stat(file)).mode & 0o777, 0o600, "plaintext is for its owner");
-  const packets = await lab.a.ok(["tcpdump", "-nnr", file]);
-  for (
-    const expected of [
-      /IP 10\.9\.0\.1 > 10\.9\.0\.2: ICMP echo request/,
-      /IP 10\.9\.0\.2 > 10\.9\.0\.1: ICMP echo reply/,
-      /IP 192\.168\.77\.1\.6081 > 192\.168\.77\.2\.6081: Geneve/,
-      /IP 192\.168\.77\.2\.6081 > 192\.168\.77\.1\.6081: Geneve/,
-      /IP 192\.168\.77\.2\.\d+ > 192\.168\.77\.1\.6081: Geneve.* vni 0x63/,
-    ]
-  ) assert.match(packets, expected);
-  const text = (await fs.readFile(file)).toString("latin1");
-  for (const named of ["phy", "icx0", "dropped: rx_unknown_vni"]) assert(text.includes(named), named);
-});
+for (const [what, extra] of [["veth", AFXDP], ["tun", HYBRID]] as const) {
+  privileged(`--pcap-file (${what}): both sides, and why a packet went nowhere`, async () => {
+    await using lab = await Lab.create();
+    const file = `${lab.directory}/both.pcapng`;
+    const route = ["--allowed-route", "10.9.0.1/32=10.9.0.2/32"];
+    const [a, b] = await lab.tunnel([...extra, ...route, "--pcap-file", file], AFXDP);
+    await lab.a.ok(["ping", "-q", "-c", "3", "-i", "0.05", "-W", "2", lab.b.inner4]);
+    // An empty frame of network 99, which nobody has.
+    const frame = String.raw`\0\0\x08\0\0\0\x63\0`;
+    await lab.b.shell(`printf '${frame}' | socat -u STDIN UDP4:${lab.a.underlay}:6081`);
+    await eventually("the frame is dropped", 5000, async () => (await a.counters())["rx_unknown_vni"] === 1);
+    const { tx_no_route: before = 0 } = await a.counters();
+    await lab.a.shell("echo nowhere | socat -u STDIN UDP4:10.9.0.77:9");
+    await eventually("the packet is dropped", 5000, async () => ((await a.counters())["tx_no_route"] ?? 0) > before);
+    await a.stop();
+    await b.stop();
+    assert.equal((await fs.stat(file)).mode & 0o777, 0o600, "plaintext is for its owner");
+    const packets = await lab.a.ok(["tcpdump", "-nnr", file]);
+    for (
+      const expected of [
+        /IP 10\.9\.0\.1 > 10\.9\.0\.2: ICMP echo request/,
+        /IP 10\.9\.0\.2 > 10\.9\.0\.1: ICMP echo reply/,
+        /IP 10\.9\.0\.1\.\d+ > 10\.9\.0\.77\.9: UDP, length 8/,
+        /IP 192\.168\.77\.1\.6081 > 192\.168\.77\.2\.6081: Geneve/,
+        /IP 192\.168\.77\.2\.6081 > 192\.168\.77\.1\.6081: Geneve/,
+        /IP 192\.168\.77\.2\.\d+ > 192\.168\.77\.1\.6081: Geneve.* vni 0x63/,
+      ]
+    ) assert.match(packets, expected);
+    const text = (await fs.readFile(file)).toString("latin1");
+    for (const named of ["phy", "icx0", "dropped: rx_unknown_vni", "dropped: tx_no_route"]) {
+      assert(text.includes(named), named);
+    }
+  });
+}
 
 privileged("what afxdp cannot do here is told with what to do, and leaves nothing", async () => {
   await using lab = await Lab.create();

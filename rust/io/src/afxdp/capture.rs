@@ -229,17 +229,39 @@ impl CaptureTap {
         bytes: &[u8],
         dropped: Option<&'static str>,
     ) {
-        if !self.keep(end, direction, now, bytes, dropped) {
+        self.count_unless(self.keep(end, direction, now, (bytes, bytes.len()), dropped));
+    }
+
+    /// The same for a frame that was held.
+    pub(super) fn held(
+        &self,
+        end: CaptureEnd,
+        direction: CaptureDirection,
+        now: Instant,
+        held: &HeldFrame,
+        dropped: Option<&'static str>,
+    ) {
+        self.count_unless(self.keep(end, direction, now, (&held.start, held.length), dropped));
+    }
+
+    /// Holds frames for [`CaptureTap::held`]. Made before the worker runs, since this allocates.
+    pub(super) fn holder(&self) -> HeldFrame {
+        HeldFrame { start: Vec::with_capacity(self.shared.snap_len), length: 0 }
+    }
+
+    fn count_unless(&self, is_kept: bool) {
+        if !is_kept {
             self.tap.missed.fetch_add(1, Ordering::Relaxed);
         }
     }
 
+    /// `bytes` are at least as many of those of a frame as are captured.
     fn keep(
         &self,
         end: CaptureEnd,
         direction: CaptureDirection,
         at: Instant,
-        bytes: &[u8],
+        (bytes, length): (&[u8], usize),
         dropped: Option<&'static str>,
     ) -> bool {
         if self.shared.has_ended.load(Ordering::Relaxed) {
@@ -248,7 +270,7 @@ impl CaptureTap {
         // Only the writer locks it too, for as long as exchanging two buffers takes.
         let Ok(mut buffer) = self.tap.buffer.try_lock() else { return false };
         let header = self.shared.header(end, bytes);
-        let length = header.len() + bytes.len();
+        let length = header.len() + length;
         let captured = length.min(self.shared.snap_len);
         let start = buffer.bytes.len();
         if buffer.records.len() == BUFFER_FRAMES
@@ -263,6 +285,24 @@ impl CaptureTap {
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         buffer.records.push(Record { at, end, direction, dropped, length, start, captured });
         true
+    }
+}
+
+/// The start of a frame whose place is needed before it is known what becomes of it.
+#[derive(Debug)]
+pub(super) struct HeldFrame {
+    /// Never more than was set aside.
+    start: Vec<u8>,
+    /// Of the whole frame.
+    length: usize,
+}
+
+impl HeldFrame {
+    /// Copies as much of a frame as a capture has, in place of the one before. Does not allocate.
+    pub(super) fn hold(&mut self, frame: &[u8]) {
+        self.start.clear();
+        self.start.extend_from_slice(&frame[..frame.len().min(self.start.capacity())]);
+        self.length = frame.len();
     }
 }
 
@@ -797,6 +837,27 @@ mod tests {
             assert_eq!(tap.tap.missed.load(Ordering::Relaxed), (BUFFER_FRAMES + 100 - fit) as u64);
             assert_eq!(capacities(&buffer), before);
         }
+    }
+
+    #[test]
+    fn a_held_frame_is_captured_as_it_was_and_takes_no_memory_of_its_own() {
+        let path = TempPath::new("held");
+        let capture = Capture::open(CaptureConfig { snap_len: 64, ..path.config() }).unwrap();
+        let tap = capture.tap();
+        let mut held = tap.holder();
+        let memory = (held.start.as_ptr(), held.start.capacity());
+        let mut frame: Vec<u8> = (0..200).collect();
+        for length in [200, 10, 64] {
+            held.hold(&frame[..length]);
+            frame.iter_mut().for_each(|byte| *byte = byte.wrapping_add(1));
+            tap.held(CaptureEnd::Device, CaptureDirection::Inbound, at(1), &held, Some("tx_no_key"));
+        }
+        assert_eq!((held.start.as_ptr(), held.start.capacity()), memory);
+        settle(&capture, 3);
+        drop(capture);
+        let frames = read(&path).1;
+        let found: Vec<_> = frames.iter().map(|frame| (frame.data.len(), frame.original_len, frame.data[0])).collect();
+        assert_eq!(found, [(64, 200, 0), (10, 10, 1), (64, 64, 2)]);
     }
 
     #[test]

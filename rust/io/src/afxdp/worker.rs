@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use icx_proto::counters::TxDrop;
-use icx_proto::engine::{Destination, Engine, Mode, RxVerdict, SealSink, TxVerdict};
+use icx_proto::counters::{RxDrop, TxDrop};
+use icx_proto::engine::{Destination, Engine, Mode, OpenSink, RxVerdict, SealSink, TxVerdict};
+use icx_proto::offload::Coalescer;
 use icx_proto::wire::ethernet;
 use icx_proto::wire::mss::Syn;
 use icx_proto::{Instant, Vni};
 
-use super::capture::{CaptureDirection, CaptureEnd, CaptureTap};
+use super::capture::{CaptureDirection, CaptureEnd, CaptureTap, HeldFrame};
 use super::transform::Transform;
 use super::umem::{BATCH, Pool, Port};
 use crate::clock;
@@ -130,7 +131,8 @@ pub(super) fn work(shared: &Shared, parts: WorkerParts, stop: &Stop, number: usi
     let now = clock::now();
     let side = match (&shared.inner, parts.device) {
         (&Inner::Veth { headroom, mtu }, Some(port)) => {
-            Side::Veth(Box::new(VethSide { port, headroom, mtu, too_big: TooBig::new(now) }))
+            let plain = parts.tap.as_ref().map(CaptureTap::holder);
+            Side::Veth(Box::new(VethSide { port, headroom, mtu, too_big: TooBig::new(now), plain }))
         }
         (Inner::Tun(tun), None) => {
             let counters = &shared.tally.counters[number];
@@ -176,6 +178,8 @@ struct VethSide {
     headroom: usize,
     mtu: u32,
     too_big: TooBig,
+    /// For the capture, if there is one: what is sealed in its place is gone afterwards.
+    plain: Option<HeldFrame>,
 }
 
 /// The outer side, and what both sides use.
@@ -329,17 +333,18 @@ impl VethSide {
             let mtu = outer.shared.engine.inner_mtu_for(packet).unwrap_or(u32::MAX);
             syn.clamp(packet, self.mtu.min(mtu));
         }
-        // What is sealed in its place is gone afterwards.
-        let plain = outer.tap.as_ref().map(|_| room.get(at..len).unwrap_or_default().to_vec());
+        if let Some(plain) = &mut self.plain {
+            plain.hold(room.get(at..len).unwrap_or_default());
+        }
         let transform = &*outer.shared.transform;
         let verdict = guarded(outer.own, || transform.encapsulate(now, room, at..len));
-        if let (Some(tap), Some(plain)) = (&outer.tap, plain) {
+        if let (Some(tap), Some(plain)) = (&outer.tap, &self.plain) {
             let dropped = match &verdict {
                 Some(TxVerdict::Drop(reason)) => Some(reason.counter_name()),
                 Some(_) => None,
                 None => Some(PANICKED),
             };
-            tap.frame(CaptureEnd::Device, CaptureDirection::Inbound, now, &plain, dropped);
+            tap.held(CaptureEnd::Device, CaptureDirection::Inbound, now, plain, dropped);
         }
         match verdict {
             Some(TxVerdict::Send { range, vni, .. }) => {
@@ -536,24 +541,59 @@ impl Outer<'_> {
         for frame in batch.drain(..) {
             let packet = self.pool.umem.packet(&frame);
             let engine = &self.shared.engine;
-            if let Some(tap) = &self.tap {
-                // What becomes of it shows in the engine's counters only.
-                tap.frame(CaptureEnd::Underlay, CaptureDirection::Inbound, now, packet, None);
-            }
+            let mut dropped = None;
             loop {
-                let opened = guarded(self.own, || {
-                    engine.open_batch(now, None::<IpAddr>, packet, packet.len(), &mut side.opened)
-                });
+                let mut sink = Opening { opened: &mut side.opened, dropped: &mut dropped };
+                let opened =
+                    guarded(self.own, || engine.open_batch(now, None::<IpAddr>, packet, packet.len(), &mut sink));
+                if opened.is_none() {
+                    dropped = Some(PANICKED);
+                }
                 if opened != Some(0) || packet.is_empty() {
                     break;
                 }
                 // No more room: what is there goes to the device.
-                result = result.and(side.deliver());
+                result = result.and(self.deliver(side, now));
+            }
+            if let Some(tap) = &self.tap {
+                tap.frame(CaptureEnd::Underlay, CaptureDirection::Inbound, now, packet, dropped);
             }
             self.pool.free.push(frame);
         }
         self.batch = batch;
-        result.and(side.deliver()).map(|()| is_busy)
+        result.and(self.deliver(side, now)).map(|()| is_busy)
+    }
+
+    /// Hands the device what was opened. In the capture it is as it was opened and merged, its segment sizes not yet clamped.
+    fn deliver(&self, side: &mut DeviceSide<'_>, now: Instant) -> Result<(), PumpError> {
+        if let Some(tap) = &self.tap {
+            for packet in side.opened.packets() {
+                tap.frame(CaptureEnd::Device, CaptureDirection::Outbound, now, packet.packet(), None);
+            }
+        }
+        side.deliver()
+    }
+}
+
+/// Opens a frame to where what was opened before is, and keeps why it was dropped.
+struct Opening<'o> {
+    opened: &'o mut Coalescer,
+    dropped: &'o mut Option<&'static str>,
+}
+
+impl OpenSink for Opening<'_> {
+    #[inline]
+    fn room(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.opened.room(len)
+    }
+
+    #[inline]
+    fn deliver(&mut self, vni: Vni, len: usize) {
+        self.opened.deliver(vni, len);
+    }
+
+    fn dropped(&mut self, reason: RxDrop) {
+        *self.dropped = Some(reason.counter_name());
     }
 }
 
@@ -596,6 +636,14 @@ impl SealSink for FrameSink<'_, '_> {
         match to {
             Some(to) => self.send(frame, len, to.vni),
             None => self.pool.free.push(frame),
+        }
+    }
+
+    #[inline]
+    fn hear(&mut self, packet: &[u8], dropped: Option<TxDrop>) {
+        if let Some(tap) = self.tap {
+            let dropped = dropped.map(TxDrop::counter_name);
+            tap.frame(CaptureEnd::Device, CaptureDirection::Inbound, self.now, packet, dropped);
         }
     }
 }
