@@ -16,6 +16,8 @@ export const EVENT_KIND = {
   pumpNotice: 4,
   forwarderEnded: 5,
   forwarderNotice: 6,
+  proxyEnded: 7,
+  proxyNotice: 8,
   sessionUp: 10,
   sessionLost: 11,
   dialFailed: 12,

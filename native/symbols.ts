@@ -509,6 +509,24 @@ export const SYMBOLS = {
     result: "i32", // length
   },
 
+  icx_proxy_start: {
+    parameters: ["buffer", /* json */ "u32", /* json_len, bytes */ "buffer", /* err */ "u32" /* err_cap, bytes */],
+    result: "i32", // handle
+  },
+  icx_proxy_info: {
+    parameters: ["u32", /* proxy */ "buffer", /* out */ "u32" /* out_cap, bytes */],
+    result: "i32", // length
+  },
+  icx_proxy_stop: { parameters: ["u32" /* proxy */], result: "i32", nonblocking: true },
+  icx_proxy_counters: {
+    parameters: ["u32", /* proxy */ "buffer", /* out, u64 */ "u32" /* count */],
+    result: "i32", // how many
+  },
+  icx_proxy_counter_names: {
+    parameters: ["buffer", /* out */ "u32" /* out_cap, bytes */],
+    result: "i32", // length
+  },
+
   icx_control_open: {
     parameters: ["buffer", /* json */ "u32", /* json_len, bytes */ "buffer", /* err */ "u32" /* err_cap, bytes */],
     result: "i32", // handle

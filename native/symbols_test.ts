@@ -19,6 +19,7 @@ const NONBLOCKING = [
   "icx_close_wait",
   "icx_events_wait",
   "icx_forwarder_stop",
+  "icx_proxy_stop",
   "icx_pump_stop",
   "icx_resolve",
   "icx_route_lookup",

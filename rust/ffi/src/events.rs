@@ -29,6 +29,8 @@ pub(crate) enum Kind {
     ForwarderEnded = 5,
     #[cfg(feature = "afxdp")]
     ForwarderNotice = 6,
+    ProxyEnded = 7,
+    ProxyNotice = 8,
     SessionUp = 10,
     SessionLost = 11,
     DialFailed = 12,

@@ -74,6 +74,7 @@ objects! {
     Datagram(crate::netstack::DatagramHandle) "datagram socket", crate::netstack::DatagramHandle::silence;
     Echo(crate::netstack::EchoHandle) "echo socket", crate::netstack::EchoHandle::silence;
     Resolution(crate::netstack::ResolutionHandle) "name query", crate::netstack::ResolutionHandle::silence;
+    Proxy(crate::proxy::ProxyHandle) "proxy", crate::proxy::ProxyHandle::stop;
     Udp(crate::io::UdpHandle) "UDP underlay", crate::io::UdpHandle::close;
     Pump(crate::io::PumpHandle) "pump", crate::io::PumpHandle::stop;
     #[cfg(feature = "afxdp")]

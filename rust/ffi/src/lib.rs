@@ -29,3 +29,4 @@ mod io;
 mod json;
 mod netstack;
 mod process;
+mod proxy;

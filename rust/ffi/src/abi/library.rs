@@ -38,7 +38,7 @@ pub unsafe extern "C" fn icx_strerror(code: i32, out: *mut u8, out_cap: u32) -> 
 }
 
 /// Closes a handle of any kind; what belongs to it has stopped when this returns, after at most about two seconds
-/// (pumps and control endpoints wait for their threads). Returns 0, or `ICX_EBADHANDLE` for one that is closed already.
+/// (pumps and control endpoints wait for their threads; proxies also for what this host's resolver was asked, which may take longer). Returns 0, or `ICX_EBADHANDLE` for one that is closed already.
 #[unsafe(no_mangle)]
 pub extern "C" fn icx_close(handle: u32) -> i32 {
     run(|_| handle::close(handle).map(|()| 0))
@@ -73,8 +73,8 @@ pub unsafe extern "C" fn icx_clock_now(out: *mut u64, count: u32) -> i32 {
 ///
 /// Each event, little endian: `u32` length in bytes of the whole event, a multiple of 4; `u32` kind; `u32` handle;
 /// `i32` code; UTF-8 JSON, zero padded. The kinds: 1 pump ended, 2 and 3 a device, a UDP underlay or something on a network stack
-/// can be read or written again (no JSON; see [`icx_device_read`](super::icx_device_read)), 4 pump notice, 10 session up, 11 session lost, 12 dial failed,
-/// 13 exchange done, 14 exchange failed, 15 peer rejected.
+/// can be read or written again (no JSON; see [`icx_device_read`](super::icx_device_read)), 4 pump notice, 7 proxies ended, 8 proxy notice, 10 session up, 11 session
+/// lost, 12 dial failed, 13 exchange done, 14 exchange failed, 15 peer rejected.
 ///
 /// # Safety
 /// `out` is writable for `out_cap` bytes during the call.

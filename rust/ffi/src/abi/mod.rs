@@ -10,6 +10,7 @@ mod identity;
 mod io;
 mod library;
 mod netstack;
+mod proxy;
 
 pub use crate::engine::IcxPacket;
 #[cfg(feature = "afxdp")]
@@ -20,6 +21,7 @@ pub use identity::*;
 pub use io::*;
 pub use library::*;
 pub use netstack::*;
+pub use proxy::*;
 
 use crate::code::Code;
 use crate::error::{Failure, Outcome};
