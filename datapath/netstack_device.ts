@@ -151,8 +151,8 @@ export class Netstack implements AsyncDisposable {
   static open(options: NetstackOptions): Netstack {
     const operation = "open the network stack";
     const library = libraryOf(options, operation);
-    const { library: _library, mtuBytes: mtu = 1392, addresses = [], ...rest } = options;
-    return guarded(operation, () => new Netstack(NativeNetstack.open(library, { mtu, addresses, ...rest })));
+    const { library: _library, mtuBytes: mtu = 1392, ...rest } = options;
+    return guarded(operation, () => new Netstack(NativeNetstack.open(library, { ...rest, mtu })));
   }
 
   /** The largest packet, in bytes: that of the start, or what {@linkcode DeviceDatapath.setDeviceMtu} made of it. */
@@ -223,18 +223,19 @@ export class Netstack implements AsyncDisposable {
   /**
    * Sends an echo request and waits for the answer.
    *
-   * @param address An IP address.
-   * @throws {Deno.errors.TimedOut} Without an answer in time. `AddrNotAvailable` where it cannot be sent to, `BadResource` when the stack is
-   * closed.
+   * @param hostname An IP address, or a name for the stack's name servers.
+   * @throws {Deno.errors.TimedOut} Without an answer in time. `AddrNotAvailable` where it cannot be sent to, `NotFound` and `NotSupported` as
+   * {@linkcode Netstack.resolve}, `BadResource` when the stack is closed.
    */
-  async ping(address: string, options: NetstackPingOptions = {}): Promise<NetstackPing> {
+  async ping(hostname: string, options: NetstackPingOptions = {}): Promise<NetstackPing> {
     const operation = "send an echo request";
-    requireText(address, { operation, name: "address" });
+    requireText(hostname, { operation, name: "hostname" });
     requireObject(options, { operation, name: "options" });
     const { payloadBytes = 56, timeoutMs = 1000, signal } = options;
     requireInteger(payloadBytes, { operation, name: "payloadBytes", min: 0, max: 1200 });
     requireNumber(timeoutMs, { operation, name: "timeoutMs", min: 0, max: MAX_DELAY_MS });
     signal?.throwIfAborted();
+    const [address = hostname] = await this.resolve(hostname, { signal });
     const echo = new Resource(this.#call(operation, (native) => native.echo()), "echo socket");
     const late = new AbortController();
     const timer = setTimeout(() => {

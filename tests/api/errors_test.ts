@@ -5,7 +5,13 @@ import fs from "node:fs/promises";
 import * as api from "../../mod.ts";
 
 /** What a mistake ends with: a built-in class, or the code of ours. */
-type Expected = typeof TypeError | typeof RangeError | typeof SyntaxError | api.DatapathErrorCode | api.NativeErrorCode;
+type Expected =
+  | typeof TypeError
+  | typeof RangeError
+  | typeof SyntaxError
+  | typeof Deno.errors.BadResource
+  | api.DatapathErrorCode
+  | api.NativeErrorCode;
 
 /** The call, what it ends with, and what was given, what is allowed or what to do in parts of the message. */
 type Row = readonly [name: string, call: () => unknown, expected: Expected, ...says: readonly (string | RegExp)[]];
@@ -562,4 +568,70 @@ Deno.test("nodes, before anything of the system is asked for", async () => {
   } finally {
     await fs.rm(folder, { recursive: true });
   }
+});
+
+Deno.test("network stacks", async () => {
+  await using library = api.Library.open();
+  using engine = api.Engine.create({ library });
+  const [underlay] = api.MemoryUnderlay.pair();
+  const open = (options: object) => api.Netstack.open({ library, addresses: ["10.0.0.1/8"], ...options });
+  await using stack = open({});
+  using socket = stack.listenDatagram({ port: 0 });
+  const to = { hostname: "10.0.0.2", port: 1 };
+  const closed = open({});
+  await closed.close();
+  await checkAll([
+    ["no options", () => api.Netstack.open(wrong()), TypeError, '"options"', "undefined"],
+    ["no library", () => open({ library: undefined }), TypeError, '"library"', "Library.open()"],
+    ["no address", () => open({ addresses: [] }), "invalid-argument", "1 to 8 addresses", "0"],
+    ["an address without a prefix length", () => open({ addresses: ["10.0.0.1"] }), "invalid-argument", "'10.0.0.1'"],
+    ["addresses as text", () => open({ addresses: "10.0.0.1/8" }), "invalid-argument", "'addresses'", "a list"],
+    ["an MTU of 67", () => open({ mtuBytes: 67 }), "invalid-argument", "MTU 67", "68 to 65535"],
+    [
+      "an MTU too small for IPv6",
+      () => open({ addresses: ["fd00::1/64"], mtuBytes: 1279 }),
+      "invalid-argument",
+      "1280",
+    ],
+    ["a buffer of 1 byte", () => open({ sendBufferBytes: 1 }), "invalid-argument", "a send buffer", "4096", "not 1"],
+    ["a negative timeout", () => open({ connectTimeoutMs: -1 }), "invalid-argument", "'connectTimeoutMs'", "-1"],
+    ["no such control", () => open({ congestion: "vegas" }), "invalid-argument", "'congestion'", "vegas"],
+    ["a name for a server", () => open({ nameServers: ["dns"] }), "invalid-argument", "'nameServers[0]'", "dns"],
+    ["five servers", () => open({ nameServers: Array(5).fill("10.0.0.3") }), "invalid-argument", "at most 4", "5"],
+    ["an option too many", () => open({ colour: 1 }), "invalid-argument", "'colour'", "unknown"],
+
+    ["nowhere to connect", () => stack.connect(wrong()), TypeError, '"options"', "undefined"],
+    ["a number for a host", () => stack.connect({ hostname: wrong(5), port: 1 }), TypeError, '"hostname"', "text", "5"],
+    ["port 0 to connect", () => stack.connect({ ...to, port: 0 }), RangeError, '"port"', "from 1 to 65535", "is 0"],
+    ["a port as text", () => stack.connect({ ...to, port: wrong("80") }), TypeError, '"port"', '"80"'],
+    ["no port to listen", () => stack.listen(wrong({})), TypeError, '"port"', "from 0 to 65535", "undefined"],
+    ["port 65536 to listen", () => stack.listen({ port: 65536 }), RangeError, '"port"', "65536"],
+    ["port -1 for datagrams", () => stack.listenDatagram({ port: -1 }), RangeError, '"port"', "-1"],
+    ["text for a datagram", () => socket.send(wrong("x"), to), TypeError, '"p"', "a Uint8Array", '"x"'],
+    ["a datagram to nobody", () => socket.send(new Uint8Array(1), wrong()), TypeError, '"addr"', "undefined"],
+    [
+      "a datagram to port 0",
+      () => socket.send(new Uint8Array(1), { ...to, port: 0 }),
+      RangeError,
+      '"addr.port"',
+      "is 0",
+    ],
+    ["a datagram to a name", () => socket.send(new Uint8Array(1), { ...to, hostname: "x" }), SyntaxError, '"x"'],
+    ["1201 bytes to ping", () => stack.ping("10.0.0.2", { payloadBytes: 1201 }), RangeError, "0 to 1200", "1201"],
+    ["no time to ping", () => stack.ping("10.0.0.2", { timeoutMs: NaN }), RangeError, '"timeoutMs"', "NaN"],
+    ["no name", () => stack.resolve(wrong(null)), TypeError, '"name"', "null"],
+    ["a name and no server", () => stack.resolve("a.example"), Deno.errors.NotSupported, "a.example", "give one"],
+    ["a closed stack", () => closed.connect(to), Deno.errors.BadResource, "is closed", "open another one"],
+
+    ["no parts", () => api.NetstackDatapath.open(wrong()), TypeError, '"options"', "undefined"],
+    ["no stack", () => api.NetstackDatapath.open({ stack: wrong(), underlay, engine }), TypeError, '"stack"'],
+    ["no underlay", () => api.NetstackDatapath.open({ stack, underlay: wrong(), engine }), TypeError, '"underlay"'],
+    [
+      "no engine",
+      () => api.NetstackDatapath.open({ stack, underlay, engine: wrong(1) }),
+      TypeError,
+      '"engine"',
+      "an Engine",
+    ],
+  ]);
 });
