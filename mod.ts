@@ -64,6 +64,7 @@ export * from "./datapath/netstack_conn.ts";
 export * from "./datapath/netstack_datagram.ts";
 export * from "./datapath/netstack_device.ts";
 export * from "./datapath/netstack_listener.ts";
+export * from "./datapath/proxies.ts";
 export * from "./datapath/packet_batch.ts";
 export * from "./datapath/recording_device.ts";
 export * from "./datapath/shutdown_signals.ts";

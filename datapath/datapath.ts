@@ -5,6 +5,7 @@
  */
 
 import type { ForwarderOwnCounters, ForwarderState } from "../native/forwarder.ts";
+import type { NetstackCounters } from "../native/netstack.ts";
 import type { Counters } from "./counters.ts";
 
 export type { ForwarderOwnCounters, ForwarderState, NextHopInfo } from "../native/forwarder.ts";
@@ -62,6 +63,8 @@ export interface DatapathStats {
   readonly ends: EndCounters;
   /** What a forwarder over AF_XDP counts besides. */
   readonly forwarder?: ForwarderOwnCounters;
+  /** What a stack in the process has done. */
+  readonly stack?: NetstackCounters;
   /** How a forwarder's network interface is, and the ways to its peers. */
   readonly state?: ForwarderState;
 }

@@ -5,6 +5,7 @@
  */
 
 import { openParts } from "./_device_parts.ts";
+import type { DatapathStats } from "./datapath.ts";
 import { requireObject } from "../native/arguments.ts";
 import { DeviceDatapath, type NativeEndsOptions, type ScriptEndsOptions } from "./device_datapath.ts";
 import { Netstack, type NetstackOptions } from "./netstack_device.ts";
@@ -73,6 +74,11 @@ export class NetstackDatapath<U extends Underlay = NativeUnderlay> extends Devic
       device: "kind" in given ? given : () => Netstack.open(given),
     });
     return new NetstackDatapath(device, underlay, engine, pump);
+  }
+
+  /** The counters, with those of the stack. */
+  override stats(): DatapathStats {
+    return { ...super.stats(), stack: this.stack.stats() };
   }
 
   /** The stack: its `device`, by the name of what it is. */

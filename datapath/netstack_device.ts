@@ -26,6 +26,8 @@ export interface NetstackOptions {
   readonly addresses: readonly string[];
   /** The largest packet, in bytes: 68 to 65535, at least 1280 with an IPv6 address. @default 1392 */
   readonly mtuBytes?: number | undefined;
+  /** Threads that may open packets for it, 1 to 256, as many as the underlay has sockets. It sends on the first. @default 1 */
+  readonly queues?: number | undefined;
   /** Bytes that a connection receives before they are read, 4 KiB to 64 MiB. @default 524288 */
   readonly receiveBufferBytes?: number | undefined;
   /** Bytes that a connection takes before they are acknowledged, 4 KiB to 64 MiB. @default 524288 */

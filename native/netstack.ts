@@ -19,6 +19,8 @@ export interface NetstackConfig {
   readonly addresses: readonly string[];
   /** The largest packet in bytes. */
   readonly mtu: number;
+  /** Threads of a pump that may open packets for it, 1 to 65535. @default 1 */
+  readonly queues?: number | undefined;
   /** Bytes that a connection receives before they are read. @default 524288 */
   readonly receiveBufferBytes?: number | undefined;
   /** Bytes that a connection takes before they are acknowledged. @default 524288 */

@@ -4,6 +4,7 @@
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZero;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -109,6 +110,7 @@ impl From<CongestionOptions> for Congestion {
 struct OpenOptions {
     addresses: Vec<Text<InterfaceAddress>>,
     mtu: u32,
+    queues: Option<NonZero<u16>>,
     receive_buffer_bytes: Option<u32>,
     send_buffer_bytes: Option<u32>,
     congestion: Option<CongestionOptions>,
@@ -126,6 +128,7 @@ impl From<OpenOptions> for StackOptions {
         let addresses = given.addresses.iter().map(|address| (address.0.addr, address.0.prefix_len)).collect();
         let usual = StackOptions::new(addresses, given.mtu);
         StackOptions {
+            queues: given.queues.unwrap_or(usual.queues),
             receive_buffer: given.receive_buffer_bytes.map_or(usual.receive_buffer, |bytes| bytes as usize),
             send_buffer: given.send_buffer_bytes.map_or(usual.send_buffer, |bytes| bytes as usize),
             congestion: given.congestion.map_or(usual.congestion, Congestion::from),

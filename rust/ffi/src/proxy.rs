@@ -2,6 +2,8 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,12 +78,14 @@ enum ServiceOptions {
     Socks5 {
         listen: Text<SocketAddr>,
         users: Option<Text<Credentials>>,
+        users_file: Option<PathBuf>,
         #[serde(default)]
         danger_open: bool,
     },
     HttpConnect {
         listen: Text<SocketAddr>,
         users: Option<Text<Credentials>>,
+        users_file: Option<PathBuf>,
         #[serde(default)]
         danger_open: bool,
     },
@@ -115,14 +119,40 @@ impl FromText for Target {
     }
 }
 
-impl From<ServiceOptions> for Service {
-    fn from(given: ServiceOptions) -> Self {
-        match given {
-            ServiceOptions::Socks5 { listen, users, danger_open } => {
-                Service::Socks5 { listen: listen.0, credentials: users.map(|users| users.0), danger_open }
+/// Larger ones are something else.
+const MOST_USERS_BYTES: u64 = 1 << 20;
+
+/// Who may use a proxy: what was given, or what is in the file. Passwords do not go beyond its owner.
+fn credentials(given: Option<Text<Credentials>>, file: Option<PathBuf>) -> Outcome<Option<Credentials>> {
+    let Some(file) = file else { return Ok(given.map(|users| users.0)) };
+    let name = file.display();
+    let invalid = |text: String| Failure::new(Code::Invalid, format!("Cannot use the file of users '{name}': {text}"));
+    if given.is_some() {
+        return Err(invalid("the service has users besides: give one of the two".to_owned()));
+    }
+    let unreadable = |error: std::io::Error| invalid(error.to_string());
+    let about = std::fs::metadata(&file).map_err(unreadable)?;
+    if !about.is_file() || about.len() > MOST_USERS_BYTES {
+        return Err(invalid(format!("it must be a file of at most {MOST_USERS_BYTES} bytes")));
+    }
+    let mode = about.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(invalid(format!("it has mode {mode:o}, and others may get at the passwords: chmod 600 it")));
+    }
+    let text = std::fs::read_to_string(&file).map_err(unreadable)?;
+    Credentials::parse(&text).map(Some).map_err(|error| invalid(error.to_string()))
+}
+
+impl TryFrom<ServiceOptions> for Service {
+    type Error = Failure;
+
+    fn try_from(given: ServiceOptions) -> Outcome<Self> {
+        Ok(match given {
+            ServiceOptions::Socks5 { listen, users, users_file, danger_open } => {
+                Service::Socks5 { listen: listen.0, credentials: credentials(users, users_file)?, danger_open }
             }
-            ServiceOptions::HttpConnect { listen, users, danger_open } => {
-                Service::HttpConnect { listen: listen.0, credentials: users.map(|users| users.0), danger_open }
+            ServiceOptions::HttpConnect { listen, users, users_file, danger_open } => {
+                Service::HttpConnect { listen: listen.0, credentials: credentials(users, users_file)?, danger_open }
             }
             ServiceOptions::Forward { protocol, listen, remote, danger_open } => {
                 Service::Forward { protocol: protocol.into(), listen: listen.0, remote: remote.0, danger_open }
@@ -130,14 +160,17 @@ impl From<ServiceOptions> for Service {
             ServiceOptions::Reverse { protocol, listen_port, target } => {
                 Service::Reverse { protocol: protocol.into(), listen_port, target: target.0 }
             }
-        }
+        })
     }
 }
 
-impl From<StartOptions> for ProxyOptions {
-    fn from(given: StartOptions) -> Self {
+impl TryFrom<StartOptions> for ProxyOptions {
+    type Error = Failure;
+
+    fn try_from(given: StartOptions) -> Outcome<Self> {
         let millis = |ms: u32| Duration::from_millis(ms.into());
-        let mut options = ProxyOptions::new(given.services.into_iter().map(Service::from).collect());
+        let services: Outcome<Vec<Service>> = given.services.into_iter().map(Service::try_from).collect();
+        let mut options = ProxyOptions::new(services?);
         options.name_resolution = match given.name_resolution {
             ResolutionOptions::Host => NameResolution::Host,
             ResolutionOptions::Tunnel => NameResolution::Tunnel,
@@ -146,7 +179,7 @@ impl From<StartOptions> for ProxyOptions {
         options.max_associations = given.max_associations.map_or(options.max_associations, |count| count as usize);
         options.handshake_timeout = given.handshake_timeout_ms.map_or(options.handshake_timeout, millis);
         options.association_timeout = given.association_timeout_ms.map_or(options.association_timeout, millis);
-        options
+        Ok(options)
     }
 }
 
@@ -206,7 +239,7 @@ pub(crate) fn start(call: &Call, text: &[u8]) -> Outcome<u32> {
         }
     });
     let proxies =
-        Proxies::start(stack, given.into(), on_notice, on_end).map_err(|error| failure("start the proxies", &error))?;
+        Proxies::start(stack, given.try_into()?, on_notice, on_end).map_err(|error| failure("start the proxies", &error))?;
     Ok(reservation.open(Arc::new(ProxyHandle { proxies })))
 }
 

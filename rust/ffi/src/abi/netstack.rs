@@ -11,7 +11,7 @@ use crate::netstack;
 /// Makes a TCP/IP stack, closed with its handle or with the pump that has taken its device. Returns a handle, which is also that of the device. `ICX_EINVAL`,
 /// `ICX_ESYS`.
 ///
-/// `json`: `{addresses: ["10.9.0.1/24", ...], mtu, receiveBufferBytes = 524288, sendBufferBytes = 524288, congestion = "cubic" | "reno" | "none",
+/// `json`: `{addresses: ["10.9.0.1/24", ...], mtu, queues = 1, receiveBufferBytes = 524288, sendBufferBytes = 524288, congestion = "cubic" | "reno" | "none",
 /// maxConnections = 4096, connectTimeoutMs = 15000, userTimeoutMs = 120000, keepAliveMs = 30000 (0: never), nameServers = []}`.
 ///
 /// # Safety

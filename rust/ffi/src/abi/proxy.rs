@@ -8,8 +8,9 @@ use crate::proxy;
 ///
 /// `json`: `{stack, services, nameResolution = "host" | "tunnel", maxClients = 1024, handshakeTimeoutMs = 10000, maxAssociations = 256,
 /// associationTimeoutMs = 60000}`. A service is one of
-/// - `{kind: "socks5", listen: "ip:port", users?, dangerOpen = false}`; `users` has lines of the form `user:password`
-/// - `{kind: "http-connect", listen, users?, dangerOpen = false}`
+/// - `{kind: "socks5", listen: "ip:port", users?, usersFile?, dangerOpen = false}`; `users`, or a file that nobody but its owner may read, has lines of the
+///   form `user:password`
+/// - `{kind: "http-connect", listen, users?, usersFile?, dangerOpen = false}`
 /// - `{kind: "forward", protocol: "tcp" | "udp", listen, remote: "host:port", dangerOpen = false}`, from this host into the tunnel
 /// - `{kind: "reverse", protocol, listenPort, target: "host:port"}`, from a port of the stack to what this host reaches
 ///
