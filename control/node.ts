@@ -10,6 +10,7 @@ import type { Datapath, DatapathStats } from "../datapath/datapath.ts";
 import type { ForwarderInfo, ForwarderNotice } from "../datapath/afxdp.ts";
 import type { Engine, SaStatus } from "../datapath/engine.ts";
 import { DatapathError } from "../datapath/errors.ts";
+import type { Netstack } from "../datapath/netstack_device.ts";
 import { UdpUnderlay } from "../datapath/udp_underlay.ts";
 import { supervise } from "../datapath/supervise.ts";
 import type { OffloadRefused, PathMtuChanged, PathMtuReason } from "../datapath/device_datapath.ts";
@@ -350,6 +351,11 @@ export class Node implements AsyncDisposable {
         pathMtuBytes: peer.pathMtuBytes,
       })),
     };
+  }
+
+  /** The TCP/IP stack in the process, to connect and listen through, where that is the inner side. */
+  get stack(): Netstack | undefined {
+    return this.#moving.stack;
   }
 
   /** Counters, tunnels and keys as they stand. */

@@ -8,6 +8,7 @@ import { isIP } from "node:net";
 import { z } from "zod";
 import type { BusyPoll, XdpAttach, ZeroCopy } from "../datapath/afxdp.ts";
 import type { Latency } from "../datapath/device_datapath.ts";
+import type { Congestion } from "../datapath/netstack_device.ts";
 import { shown } from "../native/arguments.ts";
 import { addressBytes, parsePrefix } from "./prefix.ts";
 
@@ -64,6 +65,20 @@ export interface NodeAfxdpConfig {
   readonly pcapFile: string | undefined;
 }
 
+/** How the TCP/IP stack in the process behaves, where the datapath is that. */
+export interface NodeNetstackConfig {
+  /** Name servers on the inner side, at most 4. @default none */
+  readonly nameServers: readonly string[];
+  /** What a connection receives before it is read, in bytes, 4096 to 67108864. @default 524288 */
+  readonly receiveBufferBytes: number;
+  /** What a connection takes before it is acknowledged, in bytes, 4096 to 67108864. @default 524288 */
+  readonly sendBufferBytes: number;
+  /** What limits how much is under way besides the receiver's window. @default "cubic" */
+  readonly congestion: Congestion;
+  /** Connections at the same time, 1 to 65536. @default 4096 */
+  readonly maxConnections: number;
+}
+
 /** One peer and its network. */
 export interface NodePeerConfig {
   /** Its name or IP address on the underlay. */
@@ -94,10 +109,15 @@ export interface NodeConfig {
   readonly port: number;
   /** The own control port, another than `port`. @default 6082 */
   readonly controlPort: number;
-  /** What moves packets; `auto` takes what is faster on the interface to the peers. @default "auto" */
-  readonly datapath: "auto" | "tun" | "afxdp";
+  /**
+   * What moves packets; `auto` takes what is faster on the interface to the peers, or, without the right to make a device, `netstack`, a
+   * TCP/IP stack in the process. @default "auto"
+   */
+  readonly datapath: "auto" | "tun" | "afxdp" | "netstack";
   /** How AF_XDP is used. */
   readonly afxdp: NodeAfxdpConfig;
+  /** How the stack in the process behaves. */
+  readonly netstack: NodeNetstackConfig;
   /** The tunnel's network device. */
   readonly device: NodeDeviceConfig;
   /** Time between two key exchanges, in milliseconds, 1000 to 43200000. @default 120000 */
@@ -143,6 +163,8 @@ const MOST_CHARACTERS = 120;
 const IPV6_LEAST_MTU = 1280;
 /** What the name of a veth pair's other end leaves. */
 const VETH_NAME_BYTES = 11;
+/** How many addresses the library's stack has room for. */
+const MOST_NETSTACK_ADDRESSES = 8;
 
 const text = z.string("must be text").min(1, "must not be empty");
 const port = integer(1, 65535);
@@ -244,7 +266,16 @@ const nodeFields = z.strictObject({
   copyEcn: offByDefault(),
   copyDscp: offByDefault(),
   outerUdpChecksum: offByDefault(),
-  datapath: z.enum(["auto", "tun", "afxdp"], 'must be "auto", "tun" or "afxdp"').default("auto"),
+  datapath: z.enum(["auto", "tun", "afxdp", "netstack"], 'must be "auto", "tun", "afxdp" or "netstack"').default(
+    "auto",
+  ),
+  netstack: z.strictObject({
+    nameServers: z.array(ipAddress, "must be a list").max(4, "must have at most 4 entries").default(() => []),
+    receiveBufferBytes: integer(4096, 2 ** 26).default(2 ** 19),
+    sendBufferBytes: integer(4096, 2 ** 26).default(2 ** 19),
+    congestion: z.enum(["cubic", "reno", "none"], 'must be "cubic", "reno" or "none"').default("cubic"),
+    maxConnections: integer(1, 65536).default(4096),
+  }).prefault({}),
   afxdp: z.strictObject({
     device: z.enum(["veth", "tun"], 'must be "veth" or "tun"').optional(),
     attach: z.enum(["auto", "native", "generic"], 'must be "auto", "native" or "generic"').default("auto"),
@@ -282,6 +313,10 @@ const nodeSchema = nodeFields.pipe(z.custom<z.output<typeof nodeFields>>()).supe
     const message =
       'must be "auto" or "off" with a veth pair, which shares its memory with the interface: use device "tun"';
     context.addIssue({ code: "custom", path: ["afxdp", "zeroCopy"], message });
+  }
+  if (config.datapath === "netstack" && (addresses.length < 1 || addresses.length > MOST_NETSTACK_ADDRESSES)) {
+    const message = `must have 1 to ${MOST_NETSTACK_ADDRESSES} entries for a stack in the process`;
+    context.addIssue({ code: "custom", path: ["device", "addresses"], message });
   }
   addresses.forEach((address, index) => {
     const same = addresses.findIndex((other) => parsePrefix(other).address === parsePrefix(address).address);

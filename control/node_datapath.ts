@@ -22,6 +22,8 @@ import { innerMtu } from "../datapath/mtu.ts";
 import { TunDatapath } from "../datapath/tun.ts";
 import { TunDevice } from "../datapath/tun_device.ts";
 import type { UdpUnderlay } from "../datapath/udp_underlay.ts";
+import { NetstackDatapath } from "../datapath/netstack.ts";
+import type { Netstack } from "../datapath/netstack_device.ts";
 import type { Library } from "../native/library.ts";
 import { interfaceLookup, type RouteInfo } from "../native/network.ts";
 import type { NodeConfig, NodeOffloadConfig } from "./node_config.ts";
@@ -46,6 +48,8 @@ export interface NodeDatapath {
   readonly offload: NodeOffloadConfig;
   /** The forwarder over AF_XDP, where that is what moves them. */
   readonly forwarder: ForwarderInfo | undefined;
+  /** The stack in the process, where that is the inner side. */
+  readonly stack: Netstack | undefined;
   /** Gives the device another MTU while packets move. */
   setDeviceMtu(mtuBytes: number): void;
 }
@@ -82,16 +86,32 @@ export async function openDatapath(parts: NodeDatapathParts): Promise<NodeDatapa
   const { config } = parts;
   if (config.datapath === "afxdp") return openForwarder(parts, "as asked for", config.afxdp.device ?? "veth");
   if (config.datapath === "tun") return await openTun(parts, "as asked for");
+  if (config.datapath === "netstack") return await openNetstack(parts, "as asked for");
   const reason = afxdpReason(parts);
-  if (!reason.isBetter) return await openTun(parts, reason.why);
+  if (!reason.isBetter) return await openTunIfPossible(parts, reason.why);
   try {
     // Copying, it would be the slower one.
     const config: NodeConfig = { ...parts.config, afxdp: { ...parts.config.afxdp, zeroCopy: "require" } };
     return openForwarder({ ...parts, config }, reason.why, config.afxdp.device ?? "tun");
   } catch (error) {
     if (!(error instanceof DatapathError)) throw error;
-    return await openTun(parts, `picked since AF_XDP did not open (${error.message})`);
+    return await openTunIfPossible(parts, `picked since AF_XDP did not open (${error.message})`);
   }
+}
+
+/** The tun datapath, or a stack in the process where there is no right to a device, or no driver for one. */
+async function openTunIfPossible(parts: NodeDatapathParts, why: string): Promise<NodeDatapath> {
+  let device: TunDevice;
+  try {
+    device = openDevice(parts);
+  } catch (error) {
+    const isOutOfReach = error instanceof DatapathError &&
+      (error.code === "permission-denied" || error.code === "unsupported");
+    // Without an address it could be of no use.
+    if (!isOutOfReach || parts.config.device.addresses.length === 0) throw error;
+    return await openNetstack(parts, `picked since there can be no device (${error.message})`);
+  }
+  return await openTun(parts, why, device);
 }
 
 /** Whether AF_XDP is the faster one on the way to the peers, and why. */
@@ -132,21 +152,37 @@ function deviceMtu({ library, config, routes }: NodeDatapathParts): number {
   return config.device.mtuBytes ?? Math.min(MAX_MTU, innerMtu(library, pathMtuBytes));
 }
 
-async function openTun(parts: NodeDatapathParts, why: string): Promise<NodeDatapath> {
-  const { library, config, underlay, queues, owner } = parts;
-  if (config.outerUdpChecksum) {
-    throw new DatapathError(
-      'Cannot open a node as "outerUdpChecksum" is for the afxdp datapath: the kernel computes it for UDP sockets always',
-      { code: "wrong-state", operation: "open a node" },
-    );
-  }
-  const mtuBytes = deviceMtu(parts);
+function openDevice(parts: NodeDatapathParts): TunDevice {
+  const { library, config, queues } = parts;
   const { tso, uso, gro } = config.offload;
   const { name, addresses } = config.device;
-  const engine = owner.use(Engine.create(engineOptions(parts, mtuBytes)));
+  return TunDevice.open({
+    library,
+    name,
+    addresses,
+    mtuBytes: deviceMtu(parts),
+    queues,
+    offload: { tso, uso, gro },
+  });
+}
+
+/** Of UDP sockets nothing else can be asked for. */
+function requireKernelChecksum({ outerUdpChecksum }: NodeConfig): void {
+  if (!outerUdpChecksum) return;
+  throw new DatapathError(
+    'Cannot open a node as "outerUdpChecksum" is for the afxdp datapath: the kernel computes it for UDP sockets always',
+    { code: "wrong-state", operation: "open a node" },
+  );
+}
+
+async function openTun(parts: NodeDatapathParts, why: string, opened?: TunDevice): Promise<NodeDatapath> {
+  const { config, underlay, owner } = parts;
+  requireKernelChecksum(config);
+  const device = owner.use(opened ?? openDevice(parts));
+  const engine = owner.use(Engine.create(engineOptions(parts, device.mtuBytes)));
   const datapath = owner.use(
     await TunDatapath.open({
-      device: { library, name, addresses, mtuBytes, queues, offload: { tso, uso, gro } },
+      device,
       underlay,
       engine,
       latency: config.latency,
@@ -155,7 +191,6 @@ async function openTun(parts: NodeDatapathParts, why: string): Promise<NodeDatap
       onOffloadRefused: parts.onOffloadRefused,
     }),
   );
-  const { device } = datapath;
   return {
     datapath,
     engine,
@@ -163,6 +198,37 @@ async function openTun(parts: NodeDatapathParts, why: string): Promise<NodeDatap
     device,
     offload: { ...device.offload, udpGso: underlay.offload.segment, udpGro: underlay.offload.merge },
     forwarder: undefined,
+    stack: undefined,
+    setDeviceMtu: (mtuBytes) => datapath.setDeviceMtu(mtuBytes),
+  };
+}
+
+async function openNetstack(parts: NodeDatapathParts, why: string): Promise<NodeDatapath> {
+  const { library, config, underlay, queues, owner } = parts;
+  requireKernelChecksum(config);
+  const mtuBytes = deviceMtu(parts);
+  const engine = owner.use(Engine.create(engineOptions(parts, mtuBytes)));
+  const datapath = owner.use(
+    await NetstackDatapath.open({
+      stack: { library, addresses: config.device.addresses, mtuBytes, queues, ...config.netstack },
+      underlay,
+      engine,
+      latency: config.latency,
+      clampMss: config.clampMss,
+      onPathMtu: parts.onPathMtu,
+      onOffloadRefused: parts.onOffloadRefused,
+    }),
+  );
+  const { segment, merge } = underlay.offload;
+  return {
+    datapath,
+    engine,
+    why,
+    device: { name: "netstack", index: 0, mtuBytes, queues },
+    // The stack cuts and merges TCP itself, as a kernel would.
+    offload: { tso: true, uso: false, gro: true, udpGso: segment, udpGro: merge },
+    forwarder: undefined,
+    stack: datapath.stack,
     setDeviceMtu: (mtuBytes) => datapath.setDeviceMtu(mtuBytes),
   };
 }
@@ -227,6 +293,7 @@ function openForwarder(parts: NodeDatapathParts, why: string, kind: "veth" | "tu
     device: { name: device.name, index: device.index, mtuBytes: device.mtu, queues: device.queues },
     offload: tun === undefined ? NO_OFFLOAD : { ...tun.offload, udpGso: false, udpGro: false },
     forwarder: forwarder.info,
+    stack: undefined,
     setDeviceMtu() {
       throw new DatapathError("Cannot change the MTU of the device during a run of the afxdp datapath", {
         code: "unsupported",
