@@ -1,21 +1,16 @@
-/** `icx demo`: a tunnel between two namespaces of this host, shown at work. */
+/**
+ * `icx demo`: a tunnel between two nodes of this host, shown at work: as root between two namespaces with a device in each, else over loopback
+ * with a stack in each process.
+ */
 
 import process from "node:process";
-import { fileURLToPath } from "node:url";
 import { bitRate, counterTable, grouped, plot, ratesOf, rekeyDrops, size } from "./demo_report.ts";
-import type { TransferResult } from "./demo_transfer.ts";
 import { EXIT, type ExitCode } from "./exit.ts";
-import { NamespacePair, OVERLAY, type Side, UNDERLAY } from "./namespace_pair.ts";
-import { LAUNCHER, makeIdentity, NodeProcess } from "./node_process.ts";
+import { DeviceStage, NetstackStage, type Stage } from "./demo_stage.ts";
+import { makeIdentity, type NodeProcess } from "./node_process.ts";
+import type { Side } from "./program_host.ts";
 import { orAborted, stoppable } from "./stoppable.ts";
-import { err, out, painter } from "./terminal.ts";
-
-const TRANSFER_MS = 4000;
-const TRANSFER_PORT = 7000;
-const SAMPLE = "250ms";
-const RUNTIME = fileURLToPath(new URL("../native/lib/deno", import.meta.url));
-const TRANSFER = fileURLToPath(new URL("./demo_transfer.ts", import.meta.url));
-const CONFIG = fileURLToPath(new URL("../deno.json", import.meta.url));
+import { out, painter } from "./terminal.ts";
 
 const paint = painter("stdout");
 
@@ -27,38 +22,26 @@ function row(title: string, ...lines: readonly string[]): void {
 
 /** Runs the demo and returns what to exit with. */
 export async function demo(): Promise<ExitCode> {
-  if (process.getuid?.() !== 0) {
-    err(
-      "icx: the demo needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN): it makes two network namespaces, a veth pair and two " +
-        "TUN devices, and removes them again. Run it as root, or: sudo cli/icx demo\n",
-    );
-    return EXIT.permission;
-  }
   return await stoppable(async (signal) => {
-    const network = await NamespacePair.open("demo");
+    const stage: Stage = process.getuid?.() === 0 ? await DeviceStage.open() : await NetstackStage.open();
     try {
-      return await orAborted(show(network), signal);
+      return await orAborted(show(stage), signal);
     } finally {
-      await network[Symbol.asyncDispose]();
-      row("cleaned up", "namespaces, devices, processes and keys are gone");
+      await stage[Symbol.asyncDispose]();
+      row("cleaned up", `${stage.leftovers} are gone`);
     }
   });
 }
 
-async function show(network: NamespacePair): Promise<ExitCode> {
-  out(`\n${paint("bold", "icx demo")}: two nodes on this host, each in a network namespace of its own\n\n`);
-  row(
-    "underlay",
-    `${network.nameOf("a")} (${UNDERLAY.a}) and ${
-      network.nameOf("b")
-    } (${UNDERLAY.b}), joined by a veth pair, MTU 1500`,
-  );
+async function show(stage: Stage): Promise<ExitCode> {
+  out(`\n${paint("bold", "icx demo")}: two nodes on this host, ${stage.about}\n\n`);
+  row("underlay", ...stage.underlay);
 
-  const keys = { a: await makeIdentity(network, "a"), b: await makeIdentity(network, "b") };
+  const keys = { a: await makeIdentity(stage.host, "a"), b: await makeIdentity(stage.host, "b") };
   const startedAt = performance.now();
-  const nodes = {
-    a: startNode(network, "a", keys.b),
-    b: startNode(network, "b", keys.a),
+  const nodes: Readonly<Record<Side, NodeProcess>> = {
+    a: stage.startNode("a", keys.b),
+    b: stage.startNode("b", keys.a),
   };
   const [about] = await Promise.all([nodes.a.seen("starting", 10_000), nodes.b.seen("starting", 10_000)]);
   await Promise.all([nodes.a.seen("up", 15_000), nodes.b.seen("up", 15_000)]);
@@ -70,18 +53,16 @@ async function show(network: NamespacePair): Promise<ExitCode> {
     `a knows b by its key's fingerprint ${about["peerFingerprint"]}`,
   );
 
-  const ping = await network.run("a", "ping", "-n", "-c", "5", "-i", "0.2", "-W", "2", OVERLAY.b);
-  const answers = /([0-9]+) received/.exec(ping)?.[1] ?? "0";
-  const rtt = /= ([0-9.]+)\/([0-9.]+)\/([0-9.]+)/.exec(ping);
-  row("ping", `${answers} of 5 answered, round trip ${rtt?.[1]}/${rtt?.[2]}/${rtt?.[3]} ms (min/avg/max)`);
+  const { answered, asked, minMs, meanMs, maxMs } = await stage.ping(keys);
+  row("ping", `${answered} of ${asked} answered, round trip ${minMs}/${meanMs}/${maxMs} ms (min/avg/max)`);
 
   const before = { a: lastCounters(nodes.a), b: lastCounters(nodes.b) };
-  let good = answers === "5";
+  let good = answered === asked;
   let rekeysUnderLoad = 0;
   for (const from of ["a", "b"] as const) {
     const to: Side = from === "a" ? "b" : "a";
     const fromMs = performance.now();
-    const { sent, received } = await transfer(network, from, to);
+    const { sent, received } = await stage.transfer(from, to);
     const untilMs = performance.now();
     const equal = sent.sha256 === received.sha256 && sent.bytes === received.bytes;
     const rekeys = nodes[to].rekeys.filter((at) => at >= fromMs && at <= untilMs);
@@ -110,38 +91,6 @@ async function show(network: NamespacePair): Promise<ExitCode> {
   return good ? EXIT.ok : EXIT.failure;
 }
 
-function startNode(network: NamespacePair, side: Side, peerKey: string): NodeProcess {
-  const peer = UNDERLAY[side === "a" ? "b" : "a"];
-  return NodeProcess.start(network, side, LAUNCHER, [
-    ...["--identity-key", `${network.folder}/${side}.key`, "--peer-key", peerKey],
-    ...["--address", `${OVERLAY[side]}/24`, "--allowed-route", "10.9.0.0/24"],
-    ...["--rekey-interval", "1s", "--stats-interval", SAMPLE, "--log-format", "json", "--log-level", "debug"],
-    `${peer}:6081`,
-  ]);
-}
-
 function lastCounters(node: NodeProcess): Readonly<Record<string, number>> {
   return node.samples.at(-1)?.counters ?? {};
-}
-
-/** Streams random bytes from one side to the other and returns what each of them saw. */
-async function transfer(
-  network: NamespacePair,
-  from: Side,
-  to: Side,
-): Promise<{ readonly sent: TransferResult; readonly received: TransferResult }> {
-  const flags = ["run", "--quiet", "--no-prompt", "--cached-only", "--frozen", "--config", CONFIG];
-  const net = `--allow-net=${OVERLAY[to]}:${TRANSFER_PORT}`;
-  const program = [...flags, net, TRANSFER];
-  const where = [OVERLAY[to], String(TRANSFER_PORT)];
-  const receiver = network.start(to, "stdout", RUNTIME, ...program, "receive", ...where);
-  const lines = receiver.lines[Symbol.asyncIterator]();
-  const next = async (): Promise<string> => {
-    const { value, done } = await lines.next();
-    if (done) throw new Error(`the receiver ended early, with exit code ${await receiver.ended}`);
-    return value;
-  };
-  if (await next() !== "listening") throw new Error("the receiver did not begin to listen");
-  const sent = JSON.parse(await network.run(from, RUNTIME, ...program, "send", ...where, String(TRANSFER_MS)));
-  return { sent, received: JSON.parse(await next()) };
 }

@@ -67,6 +67,10 @@ async function execute(args: Arguments): Promise<ExitCode> {
       return await (await import("./pubkey.ts")).pubkey(args);
     case "up":
       return await (await import("./up.ts")).up(args);
+    case "proxy":
+      return await (await import("./proxy.ts")).proxy(args);
+    case "ping":
+      return await (await import("./ping.ts")).ping(args);
     case "demo":
       return await (await import("./demo.ts")).demo();
     case "bench":
@@ -84,8 +88,9 @@ export async function dispatch(given: readonly string[]): Promise<ExitCode> {
     if (error instanceof ParsingEnded) return error.code;
     const text = error instanceof Error ? error.message : String(error);
     const code = exitCodeOf(error);
-    if (args?.command === "up") (await import("./up.ts")).reportFailure(args, { error, text, exitCode: code });
-    else complain(text);
+    if (args !== undefined && "peer" in args) {
+      (await import("./tunnel.ts")).reportFailure(args, { error, text, exitCode: code });
+    } else complain(text);
     return code;
   }
 }

@@ -3,6 +3,8 @@ export const HELP = `Encrypted overlay tunnels between hosts.
 Usage: icx COMMAND [OPTION...]
 
   up                          Run a tunnel to a peer in the foreground.
+  proxy                       Use a tunnel without a device or rights: proxies and forwards.
+  ping                        Ask an inner address for an echo, without a device or rights.
   genkey                      Make a private identity key.
   pubkey                      Print the public key of a private identity key.
   demo                        Show a tunnel between two network namespaces of this host (needs

@@ -2,19 +2,11 @@
 
 import fs from "node:fs/promises";
 import process from "node:process";
+import { type Program, type ProgramHost, run, type Side, SIDES, start } from "./program_host.ts";
 import { readKernelFiles } from "./shell.ts";
-
-/** Which of the two nodes. */
-export type Side = "a" | "b";
-
-/** Both of them. */
-export const SIDES = ["a", "b"] as const;
 
 /** Underlay addresses of the two nodes, on a veth pair of their own. */
 export const UNDERLAY: Readonly<Record<Side, string>> = { a: "192.0.2.1", b: "192.0.2.2" };
-/** Addresses inside the tunnel. */
-export const OVERLAY: Readonly<Record<Side, string>> = { a: "10.9.0.1", b: "10.9.0.2" };
-
 /** Name of the underlay's device on both sides. */
 export const UNDERLAY_DEVICE = "underlay";
 
@@ -55,11 +47,6 @@ done
 [ -z "$folder" ] || rm -rf -- "$folder"
 `;
 
-/** A program that failed, with what it said. */
-export class ProgramError extends Error {
-  override readonly name = "ProgramError";
-}
-
 /** How a program ended and what it wrote. */
 export interface ProgramOutcome {
   /** The exit code, `null` when a signal ended it. */
@@ -72,21 +59,8 @@ export interface ProgramOutcome {
   readonly timedOut: boolean;
 }
 
-/** A running program whose lines can be read as they come. */
-export interface Program {
-  /** Of the program itself: nothing between it and this process forks. */
-  readonly pid: number;
-  /** Lines of the stream that was asked for. */
-  readonly lines: AsyncIterable<string>;
-  /** Resolves with the exit code when the program has ended, `null` when a signal ended it. */
-  readonly ended: Promise<number | null>;
-  /** Asks it to stop. */
-  stop(): void;
-}
-
 /** The two namespaces of one run. */
-export class NamespacePair implements AsyncDisposable {
-  /** A folder that only this user can read, removed with the rest. */
+export class NamespacePair implements ProgramHost, AsyncDisposable {
   readonly folder: string;
   readonly #names: Readonly<Record<Side, string>>;
   readonly #janitor: { dismiss(): Promise<void> };
@@ -136,7 +110,6 @@ export class NamespacePair implements AsyncDisposable {
     return this.#names[side];
   }
 
-  /** Runs a program in a namespace to its end and returns its standard output. */
   async run(side: Side, program: string, ...args: readonly string[]): Promise<string> {
     return await ip("netns", "exec", this.#names[side], program, ...args);
   }
@@ -172,26 +145,8 @@ export class NamespacePair implements AsyncDisposable {
     }
   }
 
-  /** Starts a program in a namespace; the lines are those of the stream that is named. */
   start(side: Side, stream: "stdout" | "stderr", program: string, ...args: readonly string[]): Program {
-    const child = new Deno.Command("ip", {
-      args: ["netns", "exec", this.#names[side], program, ...args],
-      stdin: "null",
-      stdout: stream === "stdout" ? "piped" : "null",
-      stderr: stream === "stderr" ? "piped" : "inherit",
-    }).spawn();
-    return {
-      pid: child.pid,
-      lines: linesOf(child[stream]),
-      ended: child.status.then(({ signal, code }) => signal === null ? code : null),
-      stop: () => {
-        try {
-          child.kill("SIGTERM");
-        } catch {
-          // It has ended in the meantime.
-        }
-      },
-    };
+    return start("ip", ["netns", "exec", this.#names[side], program, ...args], { stream });
   }
 
   /** Ends every program in the namespaces and removes them and the folder. Safe to repeat. */
@@ -219,21 +174,7 @@ function startJanitor(folder: string, names: readonly string[]): { dismiss(): Pr
 
 /** Runs `ip` and returns its standard output. */
 async function ip(...args: readonly string[]): Promise<string> {
-  const { success, code, stdout, stderr } = await new Deno.Command("ip", { args: [...args], stdin: "null" }).output();
-  const text = new TextDecoder().decode(stdout);
-  if (success) return text;
-  const said = (new TextDecoder().decode(stderr) || text).trim();
-  throw new ProgramError(`ip ${args.join(" ")} failed with exit code ${code}: ${said}`);
-}
-
-async function* linesOf(stream: ReadableStream<Uint8Array<ArrayBuffer>>): AsyncGenerator<string> {
-  let rest = "";
-  for await (const text of stream.pipeThrough(new TextDecoderStream())) {
-    const lines = (rest + text).split("\n");
-    rest = lines.pop() ?? "";
-    yield* lines;
-  }
-  if (rest !== "") yield rest;
+  return await run("ip", args);
 }
 
 /** Removes what runs of a command that are dead left behind, for one whose janitor was killed with it. */

@@ -1,16 +1,16 @@
-/** `icx up` in a namespace, read through its JSON log lines. */
+/** A node as a process, read through its JSON log lines. */
 
 import { fileURLToPath } from "node:url";
-import type { NamespacePair, Program, Side } from "./namespace_pair.ts";
+import type { Program, ProgramHost, Side } from "./program_host.ts";
 
 /** Path of the launcher. */
 export const LAUNCHER: string = fileURLToPath(new URL("./icx", import.meta.url));
 
 /** Makes a node's identity in the private folder, as `a.key` or `b.key`, and returns its public key. */
-export async function makeIdentity(pair: NamespacePair, side: Side): Promise<string> {
-  const file = `${pair.folder}/${side}.key`;
-  await pair.run(side, LAUNCHER, "genkey", file);
-  return (await pair.run(side, LAUNCHER, "pubkey", file)).trim();
+export async function makeIdentity(host: ProgramHost, side: Side): Promise<string> {
+  const file = `${host.folder}/${side}.key`;
+  await host.run(side, LAUNCHER, "genkey", file);
+  return (await host.run(side, LAUNCHER, "pubkey", file)).trim();
 }
 
 /** Counters of a node by name. */
@@ -51,9 +51,9 @@ export class NodeProcess {
     this.#reading.catch(() => {});
   }
 
-  /** Starts the node; `launcher` is the path of `cli/icx`. */
-  static start(pair: NamespacePair, side: Side, launcher: string, args: readonly string[]): NodeProcess {
-    return new NodeProcess(side, pair.start(side, "stderr", launcher, "up", ...args));
+  /** Starts the node; `launcher` is the path of `cli/icx`, and the arguments begin with the command. */
+  static start(host: ProgramHost, side: Side, launcher: string, args: readonly string[]): NodeProcess {
+    return new NodeProcess(side, host.start(side, "stderr", launcher, ...args));
   }
 
   /** Of the node. */

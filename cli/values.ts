@@ -18,7 +18,8 @@ interface ValueOptions<T> {
   readonly hint?: (input: string) => string | undefined;
 }
 
-function valueParser<T>(options: ValueOptions<T>): ValueParser<"sync", T> {
+/** A parser of one kind of value, whose errors say what was given and what is allowed. */
+export function valueParser<T>(options: ValueOptions<T>): ValueParser<"sync", T> {
   return {
     mode: "sync",
     metavar: options.metavar,

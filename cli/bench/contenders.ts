@@ -3,15 +3,8 @@
 import fs from "node:fs/promises";
 import process from "node:process";
 import { LAUNCHER, makeIdentity, NodeProcess } from "../node_process.ts";
-import {
-  type NamespacePair,
-  OVERLAY,
-  type Program,
-  type Side,
-  SIDES,
-  UNDERLAY,
-  UNDERLAY_DEVICE,
-} from "../namespace_pair.ts";
+import { type NamespacePair, UNDERLAY, UNDERLAY_DEVICE } from "../namespace_pair.ts";
+import { OVERLAY, type Program, type Side, SIDES } from "../program_host.ts";
 import { VERSION } from "../version.ts";
 import { UsageError } from "../exit.ts";
 import { findProgram, shell } from "../shell.ts";
@@ -219,7 +212,7 @@ function icxTun(kind: Kind, { extra }: { readonly extra: string | undefined }): 
       const keys = { a: await makeIdentity(pair, "a"), b: await makeIdentity(pair, "b") };
       const nodes = SIDES.map((side) =>
         NodeProcess.start(pair, side, LAUNCHER, [
-          ...["--identity-key", `${pair.folder}/${side}.key`, "--peer-key", keys[other(side)]],
+          ...["up", "--identity-key", `${pair.folder}/${side}.key`, "--peer-key", keys[other(side)]],
           ...["--log-format", "json"],
           ...args(side),
         ])

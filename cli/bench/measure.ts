@@ -1,7 +1,8 @@
 /** Takes one measurement of a contender at work between two namespaces. */
 
 import { fileURLToPath } from "node:url";
-import type { NamespacePair, ProgramOutcome, Side } from "../namespace_pair.ts";
+import type { NamespacePair, ProgramOutcome } from "../namespace_pair.ts";
+import type { Side } from "../program_host.ts";
 import { readKernelFiles } from "../shell.ts";
 import type { Started } from "./contenders.ts";
 import { type Measurement, PROBE_SECONDS, RATE_STEPS, type Step, TOLERABLE_LOSS } from "./plan.ts";

@@ -1,6 +1,6 @@
 import { deepStrictEqual, ok, strictEqual } from "node:assert/strict";
 import type { TunnelEvent } from "../control/lifecycle.ts";
-import { TunnelNarrator } from "./up_events.ts";
+import { TunnelNarrator } from "./tunnel_events.ts";
 
 const CONTEXT = { peer: "peer.example:7081", peerPort: 7081, port: 6081, vni: 42 };
 

@@ -1,7 +1,7 @@
 import { deepStrictEqual, ok, strictEqual, throws } from "node:assert/strict";
 import { UsageError } from "./exit.ts";
 import { type Arguments, parseArguments, type UpArguments } from "./options.ts";
-import { inTermsOfOptions, nodeConfigOf } from "./up_config.ts";
+import { inTermsOfOptions, nodeConfigOf } from "./tunnel_config.ts";
 
 function parse(...args: readonly string[]): UpArguments {
   const parsed: Arguments = parseArguments(["--identity-key", "node.key", "--peer-key", "peer.pub", ...args], {

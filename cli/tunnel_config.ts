@@ -1,9 +1,9 @@
-/** From the arguments of `icx up` to the configuration of a node. */
+/** From the arguments of a command that runs a tunnel to the configuration of a node. */
 
 import process from "node:process";
 import { type NodeConfig, type NodeOffloadConfig, parseNodeConfig } from "../control/node_config.ts";
 import { UsageError } from "./exit.ts";
-import type { UpArguments } from "./options.ts";
+import type { TunnelArguments } from "./tunnel_options.ts";
 import type { OffloadName, Offloads } from "./values.ts";
 
 /** Which option sets a field, for messages about it. */
@@ -24,6 +24,7 @@ const OPTION_OF: Readonly<Record<string, string>> = {
   "afxdp.busyPoll": "--busy-poll",
   "afxdp.pcapFile": "--pcap-file",
   "outerUdpChecksum": "--outer-udp-checksum",
+  "netstack.nameServers": "--name-server",
   "clampMss": "--clamp-mss",
   "rekeyIntervalMs": "--rekey-interval",
   "peers[0].host": "PEER-HOST:PORT",
@@ -70,8 +71,8 @@ function offloadOf(switched: readonly Offloads[]): Readonly<Record<string, boole
 }
 
 /** Options that only one datapath takes, with how one says that they were given. */
-function requireDatapath(args: UpArguments): void {
-  const given = [
+function requireDatapath(args: TunnelArguments): void {
+  requireKind(args, "afxdp", [
     ["--device", args.device !== undefined],
     ["--xdp-attach", args.xdpAttach !== undefined],
     ["--zero-copy", args.zeroCopy !== undefined],
@@ -80,16 +81,30 @@ function requireDatapath(args: UpArguments): void {
     ["--busy-poll-budget", args.busyPollBudget !== undefined],
     ["--pcap-file", args.pcapFile !== undefined],
     ["--outer-udp-checksum", args.outerUdpChecksum],
-  ] as const;
-  const [name] = given.find(([, isGiven]) => isGiven) ?? [];
-  if (name !== undefined && args.datapath !== "afxdp") {
-    throw new UsageError(
-      `${name} is for the afxdp datapath, and this is --datapath ${args.datapath}: leave it out, or add --datapath afxdp`,
-    );
-  }
+  ]);
+  requireKind(args, "netstack", [
+    ["--socks5", args.socks5.length > 0],
+    ["--http-connect", args.httpConnect.length > 0],
+    ["--forward", args.forwards.length > 0],
+    ["--reverse", args.reverses.length > 0],
+    ["--name-server", args.nameServers.length > 0],
+    ["--open-proxy", args.openProxy],
+  ]);
   if (args.busyPollBudget !== undefined && args.busyPoll === undefined) {
     throw new UsageError("--busy-poll-budget goes with --busy-poll, which is not there: add it, or leave both out");
   }
+}
+
+function requireKind(
+  { datapath }: TunnelArguments,
+  kind: TunnelArguments["datapath"],
+  given: readonly (readonly [name: string, isGiven: boolean])[],
+): void {
+  const [name] = given.find(([, isGiven]) => isGiven) ?? [];
+  if (name === undefined || datapath === kind) return;
+  throw new UsageError(
+    `${name} is for the ${kind} datapath, and this is --datapath ${datapath}: leave it out, or add --datapath ${kind}`,
+  );
 }
 
 /**
@@ -97,7 +112,7 @@ function requireDatapath(args: UpArguments): void {
  *
  * @throws {UsageError} When they do not fit together, or one of them is not acceptable after all.
  */
-export function nodeConfigOf(args: UpArguments): NodeConfig {
+export function nodeConfigOf(args: TunnelArguments): NodeConfig {
   requireDatapath(args);
   if (args.identityKey === "-" && process.stdin.isTTY === true) {
     throw new UsageError(
@@ -137,6 +152,7 @@ export function nodeConfigOf(args: UpArguments): NodeConfig {
         }),
         ...(args.pcapFile === undefined ? {} : { pcapFile: args.pcapFile }),
       },
+      netstack: { nameServers: [...args.nameServers] },
       latency: args.latency,
       clampMss: args.clampMss,
       offload: offloadOf(args.offloads),
