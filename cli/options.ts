@@ -96,7 +96,9 @@ const ping = command(
     object({
       command: constant("ping"),
       peer,
-      destination: argument(address(), { description: message`Whom to ask, on the inner side.` }),
+      destination: argument(address("on the other side of the tunnel"), {
+        description: message`Whom to ask, on the inner side.`,
+      }),
     }),
     group(
       "Ping",

@@ -77,6 +77,14 @@ Deno.test("the options of AF_XDP reach the configuration", () => {
   deepStrictEqual(nodeConfigOf(parse("--datapath", "afxdp", "peer:6081")).afxdp, NO_AFXDP);
 });
 
+const USUAL_STACK = {
+  nameServers: [],
+  receiveBufferBytes: 2 ** 19,
+  sendBufferBytes: 2 ** 19,
+  congestion: "cubic",
+  maxConnections: 4096,
+};
+
 Deno.test("each option reaches the configuration", () => {
   const config = nodeConfigOf(parse(
     ...["--local-address", "2001:db8::1", "-p", "7081", "--control-port", "7082", "--peer-control-port", "7083"],
@@ -103,6 +111,7 @@ Deno.test("each option reaches the configuration", () => {
     outerUdpChecksum: false,
     datapath: "auto",
     afxdp: NO_AFXDP,
+    netstack: USUAL_STACK,
     queues: 3,
     latency: "low",
     clampMss: true,
@@ -117,6 +126,15 @@ Deno.test("each option reaches the configuration", () => {
       rxRateLimitPps: 1000,
     }],
   });
+});
+
+Deno.test("name servers reach the configuration of a stack in the process", () => {
+  const args = ["--datapath", "netstack", "--address", "10.9.0.1/24"];
+  const { datapath, netstack } = nodeConfigOf(
+    parse(...args, "--name-server", "10.9.0.53", "--name-server", "fd00::53", "peer:6081"),
+  );
+  strictEqual(datapath, "netstack");
+  deepStrictEqual(netstack, { ...USUAL_STACK, nameServers: ["10.9.0.53", "fd00::53"] });
 });
 
 Deno.test("the peer's control port follows the own one", () => {
@@ -134,6 +152,12 @@ Deno.test("what does not fit together is told in terms of the options", () => {
     [["--datapath", "afxdp", "--busy-poll-budget", "8"], "--busy-poll-budget", "add it"],
     [["--datapath", "afxdp", "-t", "twelve-bytes"], "--tun-device", "11 bytes"],
     [["--datapath", "afxdp", "--zero-copy", "require"], "--zero-copy", 'use device "tun"'],
+    [["--datapath", "netstack"], "--address", "1 to 8 entries"],
+    [
+      ["--datapath", "netstack", "--address", "10.9.0.1/24", "--name-server", "1.2.3.4.5"],
+      "--name-server",
+      "1.2.3.4.5",
+    ],
   ] as const;
   for (const [args, option, told] of rows) {
     throws(() => nodeConfigOf(parse(...args, "peer:6081")), (error) => {
@@ -164,6 +188,25 @@ Deno.test("what only AF_XDP can do is refused elsewhere", () => {
         return true;
       }, args.join(" "));
     }
+  }
+});
+
+Deno.test("what only a stack in the process can serve is refused elsewhere", () => {
+  const rows = [
+    ["--socks5", "1080"],
+    ["--http-connect", "8118"],
+    ["--forward", "8080=10.9.0.2:80"],
+    ["--reverse", "80=127.0.0.1:8080"],
+    ["--name-server", "10.9.0.53"],
+    ["--open-proxy"],
+  ];
+  for (const [option = "", ...values] of rows) {
+    throws(() => nodeConfigOf(parse(option, ...values, "--datapath", "tun", "peer:6081")), (error) => {
+      ok(error instanceof UsageError);
+      ok(error.message.includes(option) && error.message.includes("--datapath tun"), error.message);
+      ok(error.message.includes("add --datapath netstack"), error.message);
+      return true;
+    }, option);
   }
 });
 

@@ -232,7 +232,7 @@ export const serviceOptions: Options<"socks5" | "httpConnect" | "forwards" | "re
         description:
           message`Carry connections to PORT of the inner address to HOST:PORT on this side; udp: in front carries datagrams. Repeat it for more.`,
       })),
-      nameServers: multiple(option("--name-server", address(), {
+      nameServers: multiple(option("--name-server", address("on the other side of the tunnel"), {
         description:
           message`Ask this server, through the tunnel, for names that clients and forwards give; repeat it for more. Default: this host looks them up.`,
       })),
@@ -257,7 +257,7 @@ export const underlayOptions: Options<
 > = group(
   "Underlay",
   object({
-    localAddress: optional(option("--local-address", address(), {
+    localAddress: optional(option("--local-address", address("of this host"), {
       description: message`Address of this host to send from and listen on. Default: any.`,
     })),
     interface: optional(option("-i", "--interface", interfaceName(), {

@@ -237,12 +237,12 @@ export function interfaceAddress(): ValueParser<"sync", string> {
   });
 }
 
-/** A bare IP address. */
-export function address(): ValueParser<"sync", string> {
+/** A bare IP address; `whose` completes "an IPv4 or IPv6 address …". */
+export function address(whose: string): ValueParser<"sync", string> {
   return valueParser({
     metavar: "ADDRESS",
     placeholder: "::1",
-    allowed: "an IPv4 or IPv6 address of this host",
+    allowed: `an IPv4 or IPv6 address ${whose}`,
     parse: (input) =>
       /^(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%\S+)?)$/.test(input) ? input : undefined,
   });

@@ -28,6 +28,13 @@ Deno.test("parseNodeConfig() fills in the defaults of the protocol", () => {
       busyPoll: undefined,
       pcapFile: undefined,
     },
+    netstack: {
+      nameServers: [],
+      receiveBufferBytes: 2 ** 19,
+      sendBufferBytes: 2 ** 19,
+      congestion: "cubic",
+      maxConnections: 4096,
+    },
     queues: undefined,
     latency: "balanced",
     clampMss: false,

@@ -142,7 +142,6 @@ const ROWS: readonly ErrorRow[] = [
     code: 1,
     says: ["{}/full/new.key", "No space left", "free some space"],
   },
-  { name: "the demo without root", args: ["demo"], script: NOBODY, code: 4, says: ["needs root", "sudo cli/icx demo"] },
   {
     name: "bench without root",
     args: ["bench", "--contender", "none"],
