@@ -10,8 +10,8 @@ use crate::error::BindError;
 #[non_exhaustive]
 pub enum ProxyError {
     #[error(
-        "{service} would serve everybody who reaches {listen}: listen on a loopback address (127.0.0.1 or ::1), ask for a user and \
-         password where the protocol has them, or say that it shall be open"
+        "{service} would serve everybody who reaches {listen}: listen on a loopback address (127.0.0.1 or ::1), name the \
+         users of a proxy (USER-FILE), or say that it shall be open (--open-proxy)"
     )]
     Exposed { service: String, listen: SocketAddr },
     #[error("there can be 1 to {most} {what} at a time, not {given}", most = ProxyOptions::MAX_CLIENTS)]
