@@ -62,7 +62,7 @@ export interface NetstackCounters {
   readonly failures: number;
   /** First packets of connections for which a listener, or the stack, had no room. */
   readonly refused: number;
-  /** Packets that are no IP, fragments of TCP, or have a wrong checksum. */
+  /** Packets that are no IP, for or from an address that cannot be, fragments of TCP, or have a wrong checksum. */
   readonly badPackets: number;
   /** Answers and datagrams for which there was no room on the way out. */
   readonly overflows: number;

@@ -61,7 +61,7 @@ pub struct StackCounters {
     pub failures: u64,
     /// First packets of connections for which a listener, or the stack, had no room.
     pub refused: u64,
-    /// Packets that are no IP, fragments of TCP, or have a wrong checksum.
+    /// Packets that are no IP, for or from an address that cannot be, fragments of TCP, or have a wrong checksum.
     pub bad_packets: u64,
     /// Answers and datagrams for which there was no room on the way out.
     pub overflows: u64,
@@ -210,6 +210,12 @@ impl Core {
     /// Takes a packet in. `verified`: its transport checksum is known to be right.
     pub(crate) fn take(&mut self, now: Instant, packet: &[u8], verified: bool) {
         if self.closed {
+            return;
+        }
+        let is_for_us =
+            wire::ends(packet).is_some_and(|(src, dst)| self.is_own(dst) && !self.is_own(src) && wire::is_host(src));
+        if !is_for_us {
+            self.counters.bad_packets += 1;
             return;
         }
         match wire::read(packet, verified) {
@@ -501,11 +507,10 @@ impl Core {
             return Err(ConnectError::Closed);
         }
         let ip = remote.ip();
-        let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
-        if remote.port() == 0 || ip.is_unspecified() || ip.is_multicast() || broadcast {
+        if remote.port() == 0 || !wire::is_host(ip) {
             return Err(ConnectError::BadRemote(remote));
         }
-        if self.options.addresses.iter().any(|&(own, _)| own == ip) {
+        if self.is_own(ip) {
             return Err(ConnectError::OwnAddress(remote));
         }
         let local = self.source_for(ip).ok_or(ConnectError::NoAddress { remote: ip })?;
@@ -541,6 +546,15 @@ impl Core {
         let count = EPHEMERAL.len() as u64;
         let first = hasher.finish() % count;
         (0..count).map(move |n| EPHEMERAL.start() + ((first + n) % count) as u16)
+    }
+
+    fn is_own(&self, address: IpAddr) -> bool {
+        self.options.addresses.iter().any(|&(own, _)| own == address)
+    }
+
+    /// Whether something may be sent there.
+    pub(crate) fn is_host(&self, address: IpAddr) -> bool {
+        wire::is_host(address)
     }
 
     /// The own address to reach `remote` from: of its network, else the first of its family.

@@ -115,6 +115,24 @@ pub(crate) fn complete(packet: &mut [u8], cut: Option<u16>) -> VnetHeader {
     }
 }
 
+/// Source and destination of a packet. `None`: it is no IP.
+pub(crate) fn ends(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    match packet.first()? >> 4 {
+        4 => addresses(packet, false),
+        6 => addresses(packet, true),
+        _ => None,
+    }
+}
+
+/// Whether a packet can be from such an address, and an answer be sent to it (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5).
+pub(crate) fn is_host(address: IpAddr) -> bool {
+    let special = match address {
+        IpAddr::V4(address) => address.octets()[0] == 0 || address.is_broadcast(),
+        IpAddr::V6(_) => false,
+    };
+    !(special || address.is_unspecified() || address.is_multicast() || address.is_loopback())
+}
+
 fn addresses(packet: &[u8], v6: bool) -> Option<(IpAddr, IpAddr)> {
     if v6 {
         let (src, dst) = packet.get(8..40)?.split_first_chunk::<16>()?;

@@ -1,5 +1,7 @@
 //! Two stacks on one wire, in virtual time.
 
+mod hostile;
+
 use std::net::{IpAddr, SocketAddr};
 use std::task::Waker;
 use std::time::Duration;
