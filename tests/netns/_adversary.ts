@@ -88,12 +88,12 @@ export async function overflows(namespace: Namespace): Promise<number> {
   return Number(values[names.indexOf("RcvbufErrors")]);
 }
 
-/** Datagrams for host `b` that were lost before its node could count them: in a full socket, ring, or queue of the wire. */
-export async function lostBefore(victim: Node, lab: Lab): Promise<number> {
-  const onWire = await lab.intruder.ok(["cat", "/sys/class/net/side-b/statistics/tx_dropped"]);
-  const { forwarder = {} } = await victim.event("counters", 10_000, victim.events().length);
+/** Datagrams that were lost before a node could count them: in a full socket, ring, or queue of the wire whose far end this is. */
+export async function lostBefore(node: Node, far: Namespace, device: string): Promise<number> {
+  const onWire = await far.ok(["cat", `/sys/class/net/${device}/statistics/tx_dropped`]);
+  const { forwarder = {} } = await node.event("counters", 10_000, node.events().length);
   const { rxRingFull = 0, rxFillEmpty = 0 } = forwarder as Counters;
-  return await overflows(lab.b) + Number(onWire) + rxRingFull + rxFillEmpty;
+  return await overflows(node.host) + Number(onWire) + rxRingFull + rxFillEmpty;
 }
 
 /** What the counters of those names have gained; those that gained nothing are left out. */

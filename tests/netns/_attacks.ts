@@ -39,7 +39,7 @@ export function kindTests(datapaths: readonly DatapathName[]): void {
       const file = await capture(lab);
       const before = await settled(b);
       const sentBefore = (await a.statistics()).counters["tx_packets"] ?? 0;
-      const lostEarlier = await lostBefore(b, lab);
+      const lostEarlier = await lostBefore(b, lab.intruder, "side-b");
       const seenByKernel = await countAtKernel(lab.b);
 
       const client = await iperf(lab, ["-u", "-b", "10M", "-l", "1000", "-t", "4"]);
@@ -50,7 +50,7 @@ export function kindTests(datapaths: readonly DatapathName[]): void {
       assert.equal(done.sent, 16_500);
       assert.equal(Object.keys(done.kinds).length, 11);
       // A busy machine may leave the queues of the wire full for a moment; without that all of this is exact.
-      const lost = await lostBefore(b, lab) - lostEarlier;
+      const lost = await lostBefore(b, lab.intruder, "side-b") - lostEarlier;
       assert(lost < 0.1 * done.sent, `${lost} lost`);
       const gained = gains(before.counters, after.counters, RX_DROPS);
       let missed = assertCost(gained, costs(done, b), lost);
@@ -86,13 +86,13 @@ export function floodTests(datapaths: readonly DatapathName[]): void {
       const options = { seconds: 2, attack: ["--rate", "100000"] };
       const unrelated = await underLoad(lab, file, { port: UNRELATED_PORT, ...options });
       const before = await settled(b);
-      const lostEarlier = await lostBefore(b, lab);
+      const lostEarlier = await lostBefore(b, lab.intruder, "side-b");
       const hostile = await underLoad(lab, file, { port: 6081, ...options });
       const after = await settled(b);
 
       // The kernel may have had no room for some, hostile or not; whatever the node was given is accounted for.
       const dropped = gains(before.counters, after.counters, RX_DROPS);
-      assertCost(dropped, costs(hostile.attack, b), await lostBefore(b, lab) - lostEarlier);
+      assertCost(dropped, costs(hostile.attack, b), await lostBefore(b, lab.intruder, "side-b") - lostEarlier);
       const opened = (after.counters["rx_packets"] ?? 0) - (before.counters["rx_packets"] ?? 0);
       assert.equal(
         (after.ends["underlayReceived"] ?? 0) - (before.ends["underlayReceived"] ?? 0),
@@ -125,10 +125,15 @@ export function rateLimitTests(datapaths: readonly DatapathName[]): void {
       const [a, b] = await lab.tunnel([], ["--rx-rate-limit", String(limit)]);
       const file = await capture(lab);
       const attacked = async (kinds: string) => {
-        const [before, lostEarlier] = [await settled(b), await lostBefore(b, lab)];
+        const [before, lostEarlier] = [await settled(b), await lostBefore(b, lab.intruder, "side-b")];
         const done = await attack(lab, file, ["--frames", "15000", "--rate", "5000", "--kinds", kinds]);
         const dropped = gains(before.counters, (await settled(b)).counters, RX_DROPS);
-        return { seconds: done.seconds, cost: costs(done, b), dropped, lost: await lostBefore(b, lab) - lostEarlier };
+        return {
+          seconds: done.seconds,
+          cost: costs(done, b),
+          dropped,
+          lost: await lostBefore(b, lab.intruder, "side-b") - lostEarlier,
+        };
       };
 
       // Who sees the wire can spend the budget: that is what it is for. The processor is safe, the traffic waits.

@@ -1,5 +1,6 @@
 /** Rekeying under load. */
 import assert from "node:assert/strict";
+import { lostBefore } from "./_adversary.ts";
 import { type Counters, type DatapathName, drops, eventually, Lab, privilegedOver } from "./_lab.ts";
 
 /** Registers the test over each of these datapaths. */
@@ -15,9 +16,12 @@ export function rekeyTests(datapaths: readonly DatapathName[]): void {
       await lab.a.ok(["iperf3", "-c", lab.b.inner4, "-u", "-b", "40M", "-l", "1200", "-t", "10", "--bidir"]);
       // Counters of both ends must be read while nothing moves except keepalives, which come every 25 s.
       const settled = async (): Promise<[Counters, Counters]> => [await a.counters(), await b.counters()];
-      await eventually("both ends agree on what was sent and opened", 5_000, async () => {
+      const missing = (from: Counters, to: Counters) => (from["tx_packets"] ?? 0) - (to["rx_packets"] ?? 0);
+      await eventually("both ends agree on what was sent, opened, and lost by the wire", 10_000, async () => {
         const [atA, atB] = await settled();
-        return atA["tx_packets"] === atB["rx_packets"] && atB["tx_packets"] === atA["rx_packets"];
+        const [forth, back] = [missing(atA, atB), missing(atB, atA)];
+        return forth >= 0 && forth <= await lostBefore(b, lab.a, "phy") &&
+          back >= 0 && back <= await lostBefore(a, lab.b, "phy");
       });
       const [atA, atB] = await settled();
       assert.deepEqual([drops(atA), drops(atB)], [{}, {}]);
