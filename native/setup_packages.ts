@@ -33,6 +33,7 @@ const DEMO: readonly Package[] = [
 ];
 
 const TESTS: readonly Package[] = [
+  { name: "curl", why: "tests fetch through proxies" },
   { name: "ethtool", why: "tests switch device offloads" },
   { name: "iperf3", why: "tests measure and load the tunnel" },
   { name: "nftables", why: "tests block and drop traffic" },

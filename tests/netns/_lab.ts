@@ -484,36 +484,42 @@ export class Lab {
   }
 
   /**
-   * Starts a node on `host` towards the other one, which is known by `peerHost`, a name or an address; `through` is a command
-   * that runs the launcher, such as `prlimit`, and `statsInterval` says how often it logs its counters.
+   * Starts a node on `host` towards the other one, which is known by `peerHost`, a name or an address; `command` is that of the
+   * launcher, `through` is a command that runs the launcher, such as `prlimit`, and `statsInterval` says how often it logs its counters.
    */
   start(
     host: Host,
     extra: readonly string[] = [],
-    { through = [], peerHost = host.peerUnderlay, statsInterval = "200ms" }: {
+    { command = "up", through = [], peerHost = host.peerUnderlay, statsInterval = "200ms" }: {
+      readonly command?: "up" | "proxy";
       readonly through?: readonly string[];
       readonly peerHost?: string;
       readonly statsInterval?: string;
     } = {},
   ): Node {
-    const peer = this.other(host);
-    const endpoint = peerHost.includes(":") ? `[${peerHost}]:6081` : `${peerHost}:6081`;
     const node = new Node(
       host,
       host.start([
         ...through,
         ICX,
-        "up",
-        ...["--identity-key", host.keyFile, "--peer-key", peer.publicKey],
-        ...["--address", `${host.inner4}/24`, "--address", `${host.inner6}/64`],
-        ...["--log-format", "json", "--stats-interval", statsInterval],
-        ...datapath,
+        command,
+        ...(command === "up" ? datapath : []),
         ...extra,
-        endpoint,
+        ...this.ends(host),
+        ...["--log-format", "json", "--stats-interval", statsInterval],
+        `${bracketed(peerHost)}:6081`,
       ]),
     );
     this.#nodes.push(node);
     return node;
+  }
+
+  /** Options that say who the node on `host` and its peer are, and which inner addresses it has. */
+  ends(host: Host): readonly string[] {
+    return [
+      ...["--identity-key", host.keyFile, "--peer-key", this.other(host).publicKey],
+      ...["--address", `${host.inner4}/24`, "--address", `${host.inner6}/64`],
+    ];
   }
 
   /** Starts both nodes and waits until the tunnel is up on both. */
@@ -544,6 +550,11 @@ export class Lab {
     }));
     await rm(this.directory, { recursive: true, force: true });
   }
+}
+
+/** An address as it stands before a port. */
+export function bracketed(address: string): string {
+  return address.includes(":") ? `[${address}]` : address;
 }
 
 /** Removes what nodes noted of interfaces in the namespace that it runs in. */

@@ -1,6 +1,6 @@
 /** TCP transfers with checksums of both ends. */
 import assert from "node:assert/strict";
-import type { Host, Lab } from "./_lab.ts";
+import { bracketed, type Host, type Lab } from "./_lab.ts";
 
 /** Options of {@linkcode transfer}. */
 export interface TransferOptions {
@@ -20,11 +20,10 @@ export interface TransferOptions {
 /** Sends pseudorandom data over TCP and compares SHA-256 on both ends. */
 export async function transfer(lab: Lab, options: TransferOptions): Promise<void> {
   const { from, to, address, bytes, port = 5001, seconds = 0, timeoutMs = 180_000 } = options;
-  const bracketed = address.includes(":") ? `[${address}]` : address;
   const family = address.includes(":") ? "6" : "4";
   const sink = lab.spawn(to, [
     ...["bash", "-euo", "pipefail", "-c"],
-    `socat -u TCP${family}-LISTEN:${port},bind=${bracketed},reuseaddr STDOUT | openssl dgst -sha256 -r`,
+    `socat -u TCP${family}-LISTEN:${port},bind=${bracketed(address)},reuseaddr STDOUT | openssl dgst -sha256 -r`,
   ]);
   const parts = seconds * 10;
   const pace = parts === 0
@@ -32,7 +31,9 @@ export async function transfer(lab: Lab, options: TransferOptions): Promise<void
     : `for part in $(seq ${parts}); do head -c ${Math.ceil(bytes / parts)}; sleep 0.1; done`;
   const source = await from.shell(
     `head -c ${bytes} /dev/zero | openssl enc -aes-128-ctr -K ${"5a".repeat(16)} -iv ${String(port).padStart(32, "0")} |
-     (${pace}) | tee >(openssl dgst -sha256 -r >&2) | socat -u STDIN TCP${family}:${bracketed}:${port},retry=50,interval=0.1`,
+     (${pace}) | tee >(openssl dgst -sha256 -r >&2) | socat -u STDIN TCP${family}:${
+      bracketed(address)
+    }:${port},retry=50,interval=0.1`,
     timeoutMs,
   );
   assert.equal(source.code, 0, source.stderr);
