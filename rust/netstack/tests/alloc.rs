@@ -1,0 +1,88 @@
+//! Packets of connections and datagrams that are there allocate nothing.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::net::{IpAddr, SocketAddr};
+use std::task::{Poll, Waker};
+
+use icx_io::PacketDevice;
+use icx_netstack::{Stack, StackDevice, StackOptions, TcpStream, UdpSocket};
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Counts the allocations of each thread.
+struct Counting;
+
+#[expect(unsafe_code, reason = "a global allocator cannot be written without")]
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // A thread that ends has no counter any more, and nothing to measure.
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of `dealloc`.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn open(address: &str) -> (Stack, StackDevice) {
+    Stack::open(StackOptions::new(vec![(address.parse().unwrap(), 24)], 1400)).unwrap()
+}
+
+/// Carries packets between the two until neither has one.
+fn settle(devices: [&StackDevice; 2], buffer: &mut [u8]) -> usize {
+    let mut carried = 0;
+    loop {
+        let before = carried;
+        for (from, to) in [(devices[0], devices[1]), (devices[1], devices[0])] {
+            while let Some(len) = from.next_packet(0, buffer).unwrap() {
+                to.deliver_packet(0, &buffer[..len]).unwrap();
+                carried += 1;
+            }
+        }
+        if carried == before {
+            return carried;
+        }
+    }
+}
+
+#[test]
+fn no_packet_allocates_once_the_connection_is_there() {
+    let ((near, near_device), (far, far_device)) = (open("10.9.0.1"), open("10.9.0.2"));
+    let devices = [&near_device, &far_device];
+    let (mut buffer, mut bytes) = (vec![0; 70_000], vec![0; 200_000]);
+    let waker = Waker::noop();
+    let listener = far.listen(80).unwrap();
+    let remote: IpAddr = "10.9.0.2".parse().unwrap();
+    let client = near.connect(SocketAddr::new(remote, 80)).unwrap();
+    settle(devices, &mut buffer);
+    let Poll::Ready(Ok(server)) = listener.poll_accept(waker) else { panic!("nobody came") };
+    let (sender, receiver) = (near.bind_datagram(0).unwrap(), far.bind_datagram(53).unwrap());
+
+    let mut round = |client: &TcpStream, server: &TcpStream, sender: &UdpSocket, receiver: &UdpSocket| {
+        assert!(client.poll_send(&bytes, waker).is_ready());
+        assert!(sender.poll_send_to(&bytes[..500], SocketAddr::new(remote, 53), waker).is_ready());
+        let carried = settle(devices, &mut buffer);
+        while server.poll_recv(&mut bytes, waker).is_ready() {}
+        assert!(receiver.poll_recv_from(&mut bytes, waker).is_ready());
+        carried + settle(devices, &mut buffer)
+    };
+    // What grows by need has grown then.
+    for _ in 0..20 {
+        round(&client, &server, &sender, &receiver);
+    }
+    let before = ALLOCATIONS.get();
+    let carried: usize = (0..100).map(|_| round(&client, &server, &sender, &receiver)).sum();
+    let allocations = ALLOCATIONS.get() - before;
+    assert!(carried > 10_000, "{carried}");
+    assert_eq!(allocations, 0, "for {carried} packets");
+}
