@@ -11,7 +11,8 @@ use crate::clients::{
     assert_echoes, assert_reset, connect, datagram_echo, datagrams, echo, fill, limited, receive_pattern, reset,
     reverse, send_pattern, server,
 };
-use crate::nodes::{FAR_V4, FAR_V6, LIVENESS, Pair, Served, loopback, target};
+use crate::nodes::{LIVENESS, Served, loopback, target};
+use crate::tunnel::{FAR_V4, FAR_V6, Pair};
 
 fn forward(protocol: Protocol, remote: &str, port: u16) -> Service {
     let remote = Target { port, ..target(&format!("{remote}:1")) };

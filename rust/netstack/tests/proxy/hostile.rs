@@ -7,7 +7,8 @@ use std::time::Duration;
 use icx_netstack::proxy::{Credentials, Protocol, ProxyError, ProxyOptions, Service};
 
 use crate::clients::{Socks, assert_echoes, connect, echo, read_rest, reset, reverse, server, socks_address};
-use crate::nodes::{FAR_V4, Pair, Served, loopback};
+use crate::nodes::{Served, loopback};
+use crate::tunnel::{FAR_V4, Pair};
 
 fn services(listen: SocketAddr, credentials: Option<Credentials>) -> Vec<Service> {
     vec![

@@ -6,7 +6,8 @@ use std::net::TcpStream;
 use icx_netstack::proxy::{Credentials, Protocol, ProxyOptions, Service};
 
 use crate::clients::{assert_echoes, connect, echo, read_rest, reverse, server};
-use crate::nodes::{FAR_V4, FAR_V6, Pair, Served, loopback};
+use crate::nodes::{Served, loopback};
+use crate::tunnel::{FAR_V4, FAR_V6, Pair};
 
 const CONNECTED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 

@@ -6,3 +6,5 @@ mod hostile;
 mod http;
 mod nodes;
 mod socks;
+#[path = "../tunnel/mod.rs"]
+mod tunnel;

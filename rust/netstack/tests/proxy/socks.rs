@@ -13,7 +13,8 @@ use crate::clients::{
     Socks, assert_echoes, connect, datagram_echo, datagrams, echo, read, read_address, read_rest, reverse, server,
     socks_address,
 };
-use crate::nodes::{FAR_V4, FAR_V6, LIVENESS, Pair, Served, loopback};
+use crate::nodes::{LIVENESS, Served, loopback};
+use crate::tunnel::{FAR_V4, FAR_V6, Pair};
 
 fn socks(credentials: Option<Credentials>) -> Service {
     Service::Socks5 { listen: loopback(), credentials, danger_open: false }

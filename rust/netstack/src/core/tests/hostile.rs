@@ -154,7 +154,7 @@ fn packet(random: &mut Random, ports: &[u16], sequences: &[u32]) -> Vec<u8> {
 }
 
 /// What came out is a packet from one of the own addresses, of the length that it says, with a right checksum.
-fn check(packet: &[u8], mtu: usize, ports: &mut Vec<u16>, sequences: &mut Vec<u32>) {
+fn check(packet: &[u8], mtu: usize, ports: &mut [u16], sequences: &mut [u32]) {
     assert!(packet.len() <= mtu, "{} bytes", packet.len());
     let (source, len) = match packet[0] >> 4 {
         4 => (
