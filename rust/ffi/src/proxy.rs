@@ -238,8 +238,8 @@ pub(crate) fn start(call: &Call, text: &[u8]) -> Outcome<u32> {
             events::push(Kind::ProxyEnded, id, failure.code, json::text(&ended).unwrap_or_default());
         }
     });
-    let proxies =
-        Proxies::start(stack, given.try_into()?, on_notice, on_end).map_err(|error| failure("start the proxies", &error))?;
+    let proxies = Proxies::start(stack, given.try_into()?, on_notice, on_end)
+        .map_err(|error| failure("start the proxies", &error))?;
     Ok(reservation.open(Arc::new(ProxyHandle { proxies })))
 }
 
