@@ -23,7 +23,7 @@ function row(title: string, ...lines: readonly string[]): void {
 /** Runs the demo and returns what to exit with. */
 export async function demo(): Promise<ExitCode> {
   return await stoppable(async (signal) => {
-    const stage: Stage = process.getuid?.() === 0 ? await DeviceStage.open() : await NetstackStage.open();
+    const stage = await openStage();
     try {
       return await orAborted(show(stage), signal);
     } finally {
@@ -31,6 +31,19 @@ export async function demo(): Promise<ExitCode> {
       row("cleaned up", `${stage.leftovers} are gone`);
     }
   });
+}
+
+/** Namespaces and devices for root, unless it is one without that right, as in most containers. */
+async function openStage(): Promise<Stage> {
+  if (process.getuid?.() !== 0) {
+    return await NetstackStage.open("there is no right to a device (run it as root for that)");
+  }
+  try {
+    return await DeviceStage.open();
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    return await NetstackStage.open(`there can be no namespaces (${reason})`);
+  }
 }
 
 async function show(stage: Stage): Promise<ExitCode> {

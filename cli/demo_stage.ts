@@ -125,14 +125,14 @@ export class DeviceStage implements Stage {
 
 /** Loopback, and a TCP/IP stack in each node's process: nothing of it takes a right. */
 export class NetstackStage implements Stage {
-  readonly about =
-    "each with a TCP/IP stack in its process, as there is no right to a device (run it as root for that)";
+  readonly about: string;
   readonly leftovers = "processes and keys";
   readonly underlay: readonly string[];
   readonly host: LoopbackPair;
 
-  private constructor(host: LoopbackPair) {
+  private constructor(host: LoopbackPair, why: string) {
     this.host = host;
+    this.about = `each with a TCP/IP stack in its process, as ${why}`;
     const { underlay: { a, b }, ports } = host;
     this.underlay = [
       `${a} and ${b} on loopback, UDP port ${ports.data}`,
@@ -140,9 +140,9 @@ export class NetstackStage implements Stage {
     ];
   }
 
-  /** Makes the private folder. */
-  static async open(): Promise<NetstackStage> {
-    return new NetstackStage(await LoopbackPair.open());
+  /** Makes the private folder; `why` says why it is no other stage. */
+  static async open(why: string): Promise<NetstackStage> {
+    return new NetstackStage(await LoopbackPair.open(), why);
   }
 
   /** Where a side's node is, and where its peer is. */

@@ -7,8 +7,7 @@ Usage: icx COMMAND [OPTION...]
   ping                        Ask an inner address for an echo, without a device or rights.
   genkey                      Make a private identity key.
   pubkey                      Print the public key of a private identity key.
-  demo                        Show a tunnel between two network namespaces of this host (needs
-                              root).
+  demo                        Show a tunnel between two nodes of this host.
   bench                       Measure throughput, latency and cost, beside other tunnels.
   completion                  Generate shell completion script or provide completions.
   -h, --help                  Show help information.

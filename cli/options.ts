@@ -180,10 +180,10 @@ const demo = command(
   "demo",
   object({ command: constant("demo") }),
   {
-    brief: message`Show a tunnel between two network namespaces of this host (needs root).`,
+    brief: message`Show a tunnel between two nodes of this host.`,
     description:
-      message`Makes two network namespaces, runs a node in each, and shows handshake, ping, verified transfers, a rekey under load and the counters. Cleans up after itself.`,
-    footer: message`Example:${lineBreak()}  ${commandLine("sudo cli/icx demo")}`,
+      message`Runs two nodes, as root each in a network namespace with a device of its own, else over loopback with a TCP/IP stack in each process, and shows handshake, ping, verified transfers, a rekey under load and the counters. Cleans up after itself.`,
+    footer: message`Example:${lineBreak()}  ${commandLine("icx demo")}`,
   },
 );
 
