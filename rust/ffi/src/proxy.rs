@@ -1,6 +1,6 @@
 //! Proxies and forwards on network stacks.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -130,7 +130,16 @@ fn credentials(given: Option<Text<Credentials>>, file: Option<PathBuf>) -> Outco
     if given.is_some() {
         return Err(invalid("the service has users besides: give one of the two".to_owned()));
     }
-    let unreadable = |error: std::io::Error| invalid(error.to_string());
+    let unreadable = |error: io::Error| {
+        let mut failure =
+            Failure::of(code_of(&error, Code::System), format_args!("use the file of users '{name}'"), &error);
+        failure.message.push_str(match error.kind() {
+            ErrorKind::NotFound => "; name a file with user:password in each line, or an address and port to listen on",
+            ErrorKind::PermissionDenied => "; it must belong to the user that runs this (chown)",
+            _ => "",
+        });
+        failure
+    };
     let about = std::fs::metadata(&file).map_err(unreadable)?;
     if !about.is_file() || about.len() > MOST_USERS_BYTES {
         return Err(invalid(format!("it must be a file of at most {MOST_USERS_BYTES} bytes")));
