@@ -105,13 +105,21 @@ async function openTunIfPossible(parts: NodeDatapathParts, why: string): Promise
   try {
     device = openDevice(parts);
   } catch (error) {
-    const isOutOfReach = error instanceof DatapathError &&
-      (error.code === "permission-denied" || error.code === "unsupported");
-    // Without an address it could be of no use.
-    if (!isOutOfReach || parts.config.device.addresses.length === 0) throw error;
+    // Without an address a stack could be of no use.
+    if (!isOutOfReach(error) || parts.config.device.addresses.length === 0) throw error;
     return await openNetstack(parts, `picked since there can be no device (${error.message})`);
   }
   return await openTun(parts, why, device);
+}
+
+/**
+ * Whether there can be no device, whatever it is like: no right to one, or no driver, for which there is an error number. What only a
+ * setting of this host forbids has none.
+ */
+function isOutOfReach(error: unknown): error is DatapathError {
+  if (!(error instanceof DatapathError)) return false;
+  const { code, errno } = error;
+  return code === "permission-denied" || (code === "unsupported" && errno !== undefined);
 }
 
 /** Whether AF_XDP is the faster one on the way to the peers, and why. */
