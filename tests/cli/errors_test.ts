@@ -20,10 +20,22 @@ const DAMAGED = `-----BEGIN PRIVATE KEY-----\n${SECRET}\n-----END PRIVATE KEY---
 const KEYS = ["--identity-key", "{}/node.key", "--peer-key", "{}/peer.pub"];
 const HELP = "See icx up --help.";
 
+/** A value that an option of a command with a tunnel does not take. */
+function valueOf(
+  command: "up" | "proxy" | "ping",
+  ...[option, given, ...says]: readonly [option: string, given: string, ...says: readonly (string | RegExp)[]]
+): ErrorRow {
+  return {
+    name: `${command} ${option} ${JSON.stringify(given)}`,
+    args: [command, ...KEYS, option, given, "p:1", ...(command === "ping" ? ["10.9.0.2"] : [])],
+    code: 2,
+    says: [option, given, ...says, `See icx ${command} --help.`],
+  };
+}
+
 /** A value that an option of `up` does not take. */
 function value(option: string, given: string, ...says: readonly (string | RegExp)[]): ErrorRow {
-  const args = ["up", ...KEYS, option, given, "p:1"];
-  return { name: `${option} ${JSON.stringify(given)}`, args, code: 2, says: [option, given, ...says, HELP] };
+  return valueOf("up", option, given, ...says);
 }
 
 /** A peer that is none. */
@@ -241,7 +253,7 @@ const ROWS: readonly ErrorRow[] = [
   value("--allowed-route", "10.9.0.1", "src=dst", "10.9.0.1/32"),
   value("--allowed-route", "a=b=c", "src=dst"),
   value("--address", "10.9.0.1", "prefix length", "10.9.0.1/24"),
-  value("--datapath", "dpdk", '"auto"', '"tun"', '"afxdp"'),
+  value("--datapath", "dpdk", '"auto"', '"tun"', '"afxdp"', '"netstack"'),
   value("--device", "tap", '"veth"', '"tun"'),
   value("--xdp-attach", "offload", '"native"', '"generic"'),
   value("--zero-copy", "yes", '"require"', '"off"'),
@@ -250,6 +262,77 @@ const ROWS: readonly ErrorRow[] = [
   value("--log-level", "loud", /error.*warning.*info.*debug/),
   value("--log-format", "xml", '"text"', '"json"'),
   { ...value("--vni", "-1"), name: "a value of the bare form", args: [...KEYS, "--vni", "-1", "p:1"] },
+
+  // What a node without a device serves, and asks.
+  valueOf("proxy", "--socks5", "0", "such as 1080", "file of users"),
+  valueOf("proxy", "--socks5", "65536", "such as 1080"),
+  valueOf("proxy", "--socks5", "127.0.0.1:1080,", "both with a comma"),
+  valueOf("proxy", "--http-connect", "99999", "such as 8118"),
+  valueOf("proxy", "--forward", "8080", "8080=10.9.0.2:80"),
+  valueOf("proxy", "--forward", "8080=10.9.0.2", "8080=10.9.0.2:80"),
+  valueOf("proxy", "--forward", "8080=300.0.0.1:80", "8080=10.9.0.2:80"),
+  valueOf("proxy", "--forward", "here:8080=10.9.0.2:80", "a port of this host"),
+  valueOf("proxy", "--forward", "sctp:8080=10.9.0.2:80", "udp:127.0.0.1:53=10.9.0.2:53"),
+  valueOf("proxy", "--reverse", "80", "80=127.0.0.1:8080"),
+  valueOf("proxy", "--reverse", "0=127.0.0.1:8080", "80=127.0.0.1:8080"),
+  valueOf("proxy", "--reverse", "10.9.0.1:80=127.0.0.1:8080", "name the port alone"),
+  valueOf("proxy", "--name-server", "dns.example", "IPv4 or IPv6 address on the other side"),
+  valueOf("proxy", "--latency", "none", '"balanced"'),
+  valueOf("ping", "--count", "0", "from 1 to 1000000"),
+  valueOf("ping", "--interval", "1ms", "from 10ms to 1h"),
+  valueOf("ping", "--timeout", "0s", "from 10ms to 1h"),
+  valueOf("ping", "--size", "1201", "from 0 to 1200"),
+  {
+    name: "a datapath for a proxy",
+    args: ["proxy", ...KEYS, "--datapath", "tun", "p:1"],
+    code: 2,
+    says: ["--datapath", "See icx proxy --help."],
+  },
+  {
+    name: "a proxy for ping",
+    args: ["ping", ...KEYS, "--socks5", "1080", "p:1", "10.9.0.2"],
+    code: 2,
+    says: ["--socks5", "See icx ping --help."],
+  },
+  {
+    name: "a flag with a value",
+    args: ["proxy", ...KEYS, "--open-proxy=yes", "p:1"],
+    code: 2,
+    says: ["--open-proxy", "yes", "See icx proxy --help."],
+  },
+  {
+    name: "nobody to ping",
+    args: ["ping", ...KEYS, "p:1"],
+    code: 2,
+    says: ["ADDRESS", "See icx ping --help."],
+  },
+  {
+    name: "a name to ping",
+    args: ["ping", ...KEYS, "p:1", "host.example"],
+    code: 2,
+    says: ["ADDRESS", "host.example", "on the other side of the tunnel", "See icx ping --help."],
+  },
+  {
+    name: "a misspelt option of proxy",
+    args: ["proxy", "--sock5", "1080", "p:1"],
+    code: 2,
+    says: ["Did you mean", "--socks5", "instead of --sock5", "See icx proxy --help."],
+  },
+  ...["proxy", "ping"].map((command): ErrorRow => ({
+    name: `${command} without an inner address`,
+    args: [command, ...KEYS, "--log-format", "text", "p:1", ...(command === "ping" ? ["10.9.0.2"] : [])],
+    code: 2,
+    says: ["--address", "1 to 8 entries", "a stack in the process"],
+  })),
+  together("no inner address for a stack", ["--datapath", "netstack"], "--address", "1 to 8 entries"),
+  together(
+    "a forward without a stack",
+    ["--forward", "8080=10.9.0.2:80"],
+    "--forward",
+    "--datapath auto",
+    "add --datapath netstack",
+  ),
+
   {
     name: "an empty identity key",
     args: ["up", "--identity-key", "", "--peer-key", "k", "p:1"],

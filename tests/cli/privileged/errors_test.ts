@@ -13,12 +13,16 @@ const UP = [
   ...["--log-format", "text", "--identity-key", "{}/a.key", "--peer-key", "{}/b.pub", "--address", "10.9.0.1/24"],
 ];
 const PEER = "192.168.77.2:6081";
+/** The same as a device-less node. */
+const PROXY = ["proxy", ...UP.slice(1)];
 /** Every user has this one, and it owns nothing. */
 const NOBODY = 'exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"';
 const NO_NET_ADMIN = 'exec setpriv --bounding-set -net_admin "$@"';
 /** Holds the UDP port `$1` while the rest runs. */
 const HOLD_UDP = 'port=$1; shift; socat -u "UDP4-RECV:$port" /dev/null & holder=$!; ' +
   'until ss -lunH | grep -q ":$port "; do sleep 0.1; done; "$@"; code=$?; kill $holder; wait $holder; exit $code';
+/** The same for a TCP port on loopback. */
+const HOLD_TCP = HOLD_UDP.replace("UDP4-RECV:$port", "TCP4-LISTEN:$port,bind=127.0.0.1").replace("-lunH", "-ltnH");
 /** No row may run for ever, whatever goes wrong in it. */
 const LIMIT = ["timeout", "-s", "KILL", "50"];
 
@@ -78,21 +82,21 @@ const ROWS: readonly ErrorRow[] = [
   },
   {
     name: "no right to administer the network",
-    args: [...UP, PEER],
+    args: [...UP, "--datapath", "tun", PEER],
     script: NO_NET_ADMIN,
     code: 4,
     says: ["icx0", "no permission", "CAP_NET_ADMIN"],
   },
   {
     name: "no right to administer the network, for a program that reads JSON",
-    args: [...UP.toSpliced(2, 1, "json"), PEER],
+    args: [...UP.toSpliced(2, 1, "json"), "--datapath", "tun", PEER],
     script: NO_NET_ADMIN,
     code: 4,
     says: ["icx0", "no permission", "CAP_NET_ADMIN"],
   },
   {
     name: "no TUN driver",
-    args: [...UP, PEER],
+    args: [...UP, "--datapath", "tun", PEER],
     script: `exec unshare -m sh -c 'mount -t tmpfs none /dev/net && exec "$@"' sh "$@"`,
     code: 1,
     says: ["/dev/net/tun does not exist", "modprobe tun", "--device /dev/net/tun"],
@@ -142,6 +146,68 @@ const ROWS: readonly ErrorRow[] = [
     code: 1,
     says: ["{}/full/new.key", "No space left", "free some space"],
   },
+  ...[
+    ["--socks5", "0.0.0.0:1080", "the SOCKS5 proxy"],
+    ["--http-connect", "[::]:8118", "the HTTP proxy"],
+    ["--forward", "192.168.77.1:8080=10.9.0.2:80", "the TCP forward to 10.9.0.2:80"],
+    ["--forward", "udp:192.168.77.1:53=10.9.0.2:53", "the UDP forward to 10.9.0.2:53"],
+  ].map(([option = "", given = "", what = ""]): ErrorRow => ({
+    name: `${option} ${given}, for everybody`,
+    args: [...PROXY, option, given, PEER],
+    code: 2,
+    says: [what, given.replace(/^udp:|=.*/g, ""), "loopback address", "USER-FILE", "--open-proxy"],
+  })),
+  {
+    name: "a proxy's port in use",
+    args: [...PROXY, "--socks5", "7003", PEER],
+    script: `set -- 7003 "$@"; ${HOLD_TCP}`,
+    code: 1,
+    says: ["the SOCKS5 proxy", "127.0.0.1:7003", "in use", "another port", "ss -lnp"],
+  },
+  {
+    name: "a port for two proxies",
+    args: [...PROXY, "--socks5", "7003", "--http-connect", "7003", PEER],
+    code: 1,
+    says: ["the HTTP proxy", "127.0.0.1:7003", "in use", "another port"],
+  },
+  {
+    name: "a proxy on an address of another host",
+    args: [...PROXY, "--socks5", "192.168.77.9:1080,{}/users", PEER],
+    code: 1,
+    says: ["the SOCKS5 proxy", "192.168.77.9:1080", "ip addr"],
+  },
+  {
+    name: "a proxy's port for root alone",
+    args: [...PROXY.map((arg) => arg === "{}/a.key" ? "{}/nobody.key" : arg), "--socks5", "81", PEER],
+    script: NOBODY,
+    code: 4,
+    says: ["the SOCKS5 proxy", "127.0.0.1:81", "1024 or higher", "CAP_NET_BIND_SERVICE"],
+  },
+  {
+    name: "a file of users that is not there",
+    args: [...PROXY, "--socks5", "{}/none", PEER],
+    code: 1,
+    says: ["{}/none", "No such file", "user:password"],
+  },
+  {
+    name: "somebody else's file of users",
+    args: [...PROXY.map((arg) => arg === "{}/a.key" ? "{}/nobody.key" : arg), "--socks5", "{}/users", PEER],
+    script: NOBODY,
+    code: 4,
+    says: ["{}/users", "Permission denied", "chown"],
+  },
+  {
+    name: "a file of users that others may read",
+    args: [...PROXY, "--socks5", "{}/open.users", PEER],
+    code: 2,
+    says: ["{}/open.users", "mode 644", "chmod 600"],
+  },
+  {
+    name: "a file of users that has none",
+    args: [...PROXY, "--http-connect", "{}/a.key", PEER],
+    code: 2,
+    says: ["{}/a.key", "line 1 has no colon", "user:password"],
+  },
   {
     name: "bench without root",
     args: ["bench", "--contender", "none"],
@@ -168,6 +234,8 @@ privileged("each mistake of a run is told in one line, and leaves neither device
   await fs.chmod(folder, 0o755);
   await fs.mkdir(`${folder}/full`);
   await fs.writeFile(`${folder}/b.pub`, lab.b.publicKey, { mode: 0o644 });
+  await fs.writeFile(`${folder}/users`, "ann:secret\n", { mode: 0o600 });
+  await fs.writeFile(`${folder}/open.users`, "ann:secret\n", { mode: 0o644 });
   await fs.copyFile(lab.a.keyFile, `${folder}/nobody.key`);
   await fs.chmod(`${folder}/nobody.key`, 0o600);
   await lab.a.ok(["chown", "65534:65534", `${folder}/nobody.key`]);
