@@ -66,7 +66,11 @@ async function inTurn(
   },
 ): Promise<void> {
   await using lab = await Lab.create({ relay });
-  if (relay) await lab.relay.set(IMPAIRMENT);
+  if (relay) {
+    await lab.relay.set(IMPAIRMENT);
+    // As the stacks do, the kernels shall take each loss for congestion. Every kernel has this one (RFC 5681).
+    for (const host of [lab.a, lab.b]) await host.ok(["sysctl", "-qw", "net.ipv4.tcp_congestion_control=reno"]);
+  }
   for (let round = 1; round <= ROUNDS; round++) {
     for (const contender of contenders) {
       await measure(lab, contender);
