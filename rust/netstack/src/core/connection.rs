@@ -6,6 +6,7 @@ use smoltcp::time::Instant as SmolInstant;
 
 use icx_proto::Instant;
 
+use super::acknowledgements::Acknowledgements;
 use super::wire::Flow;
 use crate::error::StreamError;
 use crate::options::{Congestion, StackOptions};
@@ -34,6 +35,7 @@ pub(super) struct Connection {
     pub(super) state: State,
     pub(super) established: bool,
     pub(super) failure: Option<StreamError>,
+    pub(super) acknowledgements: Acknowledgements,
     /// It waits for its turn to send.
     pub(super) queued: bool,
     /// The earliest timer that will look at it.
@@ -64,6 +66,7 @@ impl Connection {
             state: State::Closed,
             established: false,
             failure: None,
+            acknowledgements: Acknowledgements::default(),
             queued: false,
             armed: None,
             due: None,

@@ -3,6 +3,7 @@
 //! Each connection has a socket set of its own, found by its flow. Those with something to send stand in a queue and send one packet each
 //! time it is their turn; the rest wait in a heap of timers. Datagram sockets share one set.
 
+mod acknowledgements;
 mod connection;
 mod port;
 mod wire;
@@ -45,6 +46,9 @@ const MAX_TIME_WAIT: usize = 256;
 
 /// Connections of one listener whose handshake is under way, and those that wait to be accepted.
 const BACKLOG: usize = 256;
+
+/// Headers of IP and TCP, with all options that fit them (RFC 791, RFC 9293).
+const MAX_HEADERS_BYTES: usize = 60 + 60;
 
 /// When something is due that cannot be done, how soon it is tried again.
 const RETRY: Duration = Duration::from_millis(1);
@@ -256,10 +260,28 @@ impl Core {
         }
         let mut nobody = SocketSet::new([]);
         let mut connection = id.and_then(|id| self.connections.get_mut(&id));
-        let mut port =
-            Port { capabilities: &self.capabilities, arrived: Some(packet), slot: None, pending: &mut self.pending };
-        let set = connection.as_mut().map_or(&mut nobody, |connection| connection.set());
-        self.interface.poll_ingress_single(to_smol(now), &mut port, set);
+        let mut take = |packet: &[u8], set: &mut SocketSet<'static>| {
+            let mut port = Port {
+                capabilities: &self.capabilities,
+                arrived: Some(packet),
+                slot: None,
+                pending: &mut self.pending,
+            };
+            self.interface.poll_ingress_single(to_smol(now), &mut port, set);
+        };
+        match (&mut connection, segment.acknowledges) {
+            (Some(connection), Some(acknowledgement)) if packet.len() <= MAX_HEADERS_BYTES => {
+                let mut copy = [0; MAX_HEADERS_BYTES];
+                let copy = &mut copy[..packet.len()];
+                copy.copy_from_slice(packet);
+                for number in connection.acknowledgements.read(acknowledgement, self.mtu) {
+                    wire::acknowledge(copy, number);
+                    take(copy, connection.set());
+                }
+            }
+            (Some(connection), _) => take(packet, connection.set()),
+            (None, _) => take(packet, &mut nobody),
+        }
         let (Some(id), Some(connection)) = (id, connection) else { return };
         // RFC 9293 section 3.6: data for somebody who has closed.
         if segment.has_payload && matches!(connection.owner, Owner::None { .. }) {

@@ -6,8 +6,11 @@ use icx_proto::offload::VnetHeader;
 use icx_proto::wire::checksum::Sum;
 use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket};
 
-/// Where the checksum is in a TCP header (RFC 9293 section 3.1).
+/// Where the checksum and the acknowledgement number are in a TCP header (RFC 9293 section 3.1).
 const TCP_CHECKSUM: usize = 16;
+const TCP_ACKNOWLEDGEMENT: usize = 8;
+
+const IPV6_HEADER_BYTES: usize = 40;
 
 /// Both ends of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,6 +37,16 @@ pub(crate) struct Segment {
     pub(crate) opens: bool,
     pub(crate) resets: bool,
     pub(crate) has_payload: bool,
+    /// If it does nothing else.
+    pub(crate) acknowledges: Option<Acknowledgement>,
+}
+
+/// What a segment says has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Acknowledgement {
+    pub(crate) number: u32,
+    /// How far behind `number` lies the end of the last bytes that have arrived out of order (RFC 2018); 0: none have.
+    pub(crate) beyond: u32,
 }
 
 /// Reads a packet. `verified`: its transport checksum is known to be right.
@@ -72,17 +85,41 @@ fn segment(src: IpAddr, dst: IpAddr, bytes: &[u8], verified: bool) -> Arrived {
         opens: tcp.syn() && !tcp.ack() && !tcp.rst(),
         resets: tcp.rst(),
         has_payload: !tcp.payload().is_empty(),
+        acknowledges: acknowledgement(&tcp),
     })
+}
+
+fn acknowledgement(tcp: &TcpPacket<&[u8]>) -> Option<Acknowledgement> {
+    if !tcp.ack() || tcp.syn() || tcp.fin() || tcp.rst() || !tcp.payload().is_empty() {
+        return None;
+    }
+    let number = tcp.ack_number().0 as u32;
+    let ranges = tcp.selective_ack_ranges().unwrap_or_default();
+    let beyond = |(_, end): (u32, u32)| u32::try_from(end.wrapping_sub(number) as i32).ok();
+    let beyond = ranges.into_iter().flatten().filter_map(beyond).max().unwrap_or(0);
+    Some(Acknowledgement { number, beyond })
+}
+
+/// Has a TCP packet acknowledge up to `number`. Its checksum is wrong then.
+pub(crate) fn acknowledge(packet: &mut [u8], number: u32) {
+    let Some((_, ip_len)) = ip_header(packet) else { return };
+    let field = packet.get_mut(ip_len + TCP_ACKNOWLEDGEMENT..).and_then(|rest| rest.first_chunk_mut());
+    if let Some(field) = field {
+        *field = number.to_be_bytes();
+    }
+}
+
+/// Whether a packet is IPv6, and how long its header is.
+fn ip_header(packet: &[u8]) -> Option<(bool, usize)> {
+    let &first = packet.first()?;
+    Some(if first >> 4 == 6 { (true, IPV6_HEADER_BYTES) } else { (false, usize::from(first & 0x0f) * 4) })
 }
 
 /// Completes the checksum of a packet that smoltcp made, if it is TCP; with `cut`, the payload bytes of each segment, only as far as
 /// cutting wants it. Returns the header that goes before it.
 pub(crate) fn complete(packet: &mut [u8], cut: Option<u16>) -> VnetHeader {
-    let (v6, ip_len, protocol) = match packet.first() {
-        Some(first) if first >> 4 == 6 => (true, 40, packet.get(6)),
-        Some(first) => (false, usize::from(first & 0x0f) * 4, packet.get(9)),
-        None => return VnetHeader::default(),
-    };
+    let Some((v6, ip_len)) = ip_header(packet) else { return VnetHeader::default() };
+    let protocol = packet.get(if v6 { 6 } else { 9 });
     if protocol != Some(&IpProtocol::Tcp.into()) {
         return VnetHeader::default();
     }

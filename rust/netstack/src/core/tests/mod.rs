@@ -214,6 +214,35 @@ fn everything_arrives_over_a_path_that_loses() {
 }
 
 #[test]
+fn few_acknowledgements_do_for_a_window_that_grows_and_for_a_loss() {
+    const BYTES: usize = 1 << 20;
+    // Segments that are sent at once arrive at once, and are acknowledged at once. The shortest timeout is a second (RFC 6298 section 2.4).
+    for (survives, most_ms) in
+        [((|_| true) as Fate, 700), (|number| number != 300, 900), (|number| !(300..310).contains(&number), 2000)]
+    {
+        let mut pair = Pair::with(|options| options, survives);
+        pair.delay = Duration::from_millis(20);
+        pair.passed = 10;
+        pair.cores[1].listen(80).unwrap();
+        let (near, _) = pair.cores[0].connect(SocketAddr::new(B.parse().unwrap(), 80)).unwrap();
+        pair.run(Duration::from_millis(100));
+        let far = pair.accept(80).unwrap();
+        let (mut unsent, mut arrived, mut took_ms) = (vec![7; BYTES], 0, 0);
+        while arrived < BYTES {
+            let next = pair.now.saturating_add(Duration::from_millis(1));
+            pair.run_until(next, |cores| {
+                let sent = cores[0].socket(near).unwrap().0.send_slice(&unsent).unwrap();
+                cores[0].stir(near);
+                unsent.truncate(unsent.len() - sent);
+                arrived += receive(&mut cores[1], far).len();
+            });
+            took_ms += 1;
+        }
+        assert!(took_ms <= most_ms, "{took_ms} ms");
+    }
+}
+
+#[test]
 fn a_reader_that_does_not_read_holds_up_only_its_own_connection() {
     let mut pair = Pair::new();
     let (stuck, _) = pair.connected(80);
