@@ -154,9 +154,9 @@ Deno.test("what does not fit together is told in terms of the options", () => {
     [["--datapath", "afxdp", "--zero-copy", "require"], "--zero-copy", 'use device "tun"'],
     [["--datapath", "netstack"], "--address", "1 to 8 entries"],
     [
-      ["--datapath", "netstack", "--address", "10.9.0.1/24", "--name-server", "1.2.3.4.5"],
+      ["--datapath", "netstack", "--address", "10.9.0.1/24", "--name-server", "300.0.0.1"],
       "--name-server",
-      "1.2.3.4.5",
+      "300.0.0.1",
     ],
   ] as const;
   for (const [args, option, told] of rows) {

@@ -59,12 +59,12 @@ export class NetstackListener implements AsyncIterable<NetstackConn>, Disposable
     this.close();
   }
 
-  /** The connections that come. Leaving the loop closes the listener. */
+  /** The connections that come, until the listener or the stack is closed. Leaving the loop closes the listener. */
   async *[Symbol.asyncIterator](): AsyncGenerator<NetstackConn, void, undefined> {
     try {
       while (!this.#resource.isClosed) yield await this.accept();
     } catch (error) {
-      if (!this.#resource.isClosed) throw error;
+      if (!this.#resource.isClosed && !(error instanceof Deno.errors.ConnectionAborted)) throw error;
     } finally {
       this.close();
     }
