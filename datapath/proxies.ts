@@ -64,7 +64,7 @@ export type ProxyService = ProxyListener | ForwardService | ReverseService;
 /** Something to know about running services, with a sentence for people. */
 export interface ProxyNotice {
   /** What it is. */
-  readonly kind: NativeProxyNotice["notice"];
+  readonly kind: "authentication-failed" | "accept-failing" | "omitted";
   /** What happened. */
   readonly message: string;
 }
