@@ -56,6 +56,8 @@ impl Connection {
         // What is written together is sent together; what is written alone has somebody waiting for it.
         socket.set_nagle_enabled(false);
         socket.set_timeout(Some(duration(options.connect_timeout)));
+        // Of a connection that is there already smoltcp would ask at once.
+        socket.set_keep_alive(options.keep_alive.map(duration));
         let mut set = SocketSet::new(Vec::with_capacity(1));
         let handle = set.add(socket);
         Connection {
@@ -84,10 +86,7 @@ impl Connection {
     /// The handshake is over.
     pub(super) fn establish(&mut self, options: &StackOptions) {
         self.established = true;
-        let (timeout, keep_alive) = (duration(options.user_timeout), options.keep_alive.map(duration));
-        let socket = self.socket();
-        socket.set_timeout(Some(timeout));
-        socket.set_keep_alive(keep_alive);
+        self.socket().set_timeout(Some(duration(options.user_timeout)));
     }
 }
 

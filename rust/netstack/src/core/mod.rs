@@ -284,7 +284,7 @@ impl Core {
         }
         let (Some(id), Some(connection)) = (id, connection) else { return };
         // RFC 9293 section 3.6: data for somebody who has closed.
-        if segment.has_payload && matches!(connection.owner, Owner::None { .. }) {
+        if matches!(connection.owner, Owner::None { .. }) && connection.socket().recv_queue() > 0 {
             connection.socket().abort();
         }
         self.look_at(id, segment.resets);

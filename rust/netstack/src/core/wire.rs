@@ -36,7 +36,6 @@ pub(crate) struct Segment {
     /// SYN without ACK: the first of a connection.
     pub(crate) opens: bool,
     pub(crate) resets: bool,
-    pub(crate) has_payload: bool,
     /// If it does nothing else.
     pub(crate) acknowledges: Option<Acknowledgement>,
 }
@@ -84,7 +83,6 @@ fn segment(src: IpAddr, dst: IpAddr, bytes: &[u8], verified: bool) -> Arrived {
         flow: Flow { local, remote },
         opens: tcp.syn() && !tcp.ack() && !tcp.rst(),
         resets: tcp.rst(),
-        has_payload: !tcp.payload().is_empty(),
         acknowledges: acknowledgement(&tcp),
     })
 }

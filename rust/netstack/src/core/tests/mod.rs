@@ -380,3 +380,24 @@ fn bad_packets_cost_a_counter() {
     pair.cores[1].take(now, &buffer[..len], false);
     assert_eq!(pair.receive(1, far), b"whole");
 }
+
+#[test]
+fn a_connection_that_its_peer_closes_at_once_is_still_accepted() {
+    let mut pair = Pair::new();
+    pair.cores[1].listen(80).unwrap();
+    let (near, _) = pair.cores[0].connect(SocketAddr::new(B.parse().unwrap(), 80)).unwrap();
+    let (mut closed, now) = (false, pair.now);
+    pair.run_until(now.saturating_add(Duration::from_millis(20)), |cores| {
+        if !closed && cores[0].is_established(near) {
+            closed = true;
+            cores[0].release(now, near);
+        }
+    });
+    assert!(closed);
+    let far = pair.accept(80).expect("it is there, although its peer has closed");
+    assert_eq!(failure(&mut pair.cores[1], far), None);
+    let now = pair.now;
+    pair.cores[1].release(now, far);
+    pair.run(Duration::from_secs(12));
+    assert!(pair.cores.iter().all(|core| core.counters().failures == 0 && core.counters().connections == 0));
+}
