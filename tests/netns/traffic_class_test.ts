@@ -133,7 +133,13 @@ for (const underlay of ["ipv4", "ipv6"] as const) {
       const rule = await lab.a.ok(["nft", "list", "chain", "inet", "t", "post"]);
       const marks = Number(rule.match(/counter packets (\d+)/)?.[1]);
       assert(marks > 100, rule);
-      assert.equal(marked, marks);
+      // What is lost of them on the way is sent again, and that is not marked (RFC 3168 section 6.1.5).
+      const again = await lab.a.ok(["nstat", "-asz", "TcpRetransSegs"]);
+      const lost = Number(/TcpRetransSegs +(\d+)/.exec(again)?.[1]);
+      assert(
+        marked <= marks && marks - marked <= lost,
+        `${marked} of ${marks} arrived, ${lost} segments were sent again`,
+      );
       assert(seen.some(({ bytes }) => bytes > 2 * 1392), "packets are merged");
       assert.match(await lab.a.ok(["nstat", "-asz", "TcpExtTCPDeliveredCE"]), /TcpExtTCPDeliveredCE +[1-9]/);
       await a.stop();
