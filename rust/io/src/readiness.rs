@@ -3,12 +3,12 @@
 //! Whoever finds nothing to read, or no room to write, arms that direction; the waiter hears of it once. Closing a descriptor is all
 //! it takes to end that: this holds none of them.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use crate::sys::{self, Interest};
+use crate::wakeup::Wakeup;
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,14 +21,14 @@ pub enum Direction {
 #[derive(Debug)]
 pub struct Readiness {
     /// Readable when the waiter is to return.
-    wake: File,
+    wake: Wakeup,
     readable: OwnedFd,
     writable: OwnedFd,
 }
 
 impl Readiness {
     pub fn new() -> io::Result<Self> {
-        Ok(Readiness { wake: sys::event_fd()?.into(), readable: sys::epoll_set()?, writable: sys::epoll_set()? })
+        Ok(Readiness { wake: Wakeup::new()?, readable: sys::epoll_set()?, writable: sys::epoll_set()? })
     }
 
     /// Lets the waiter hear of `token` once when `fd` can be read or written; at once, if it can now.
@@ -41,8 +41,7 @@ impl Readiness {
 
     /// Makes the waiter return; without one, the next wait returns at once.
     pub fn wake(&self) {
-        // Cannot fail but for an overflow of the event's 64 bits, and then it is readable too.
-        let _ = (&self.wake).write_all(&1u64.to_ne_bytes());
+        self.wake.set();
     }
 
     /// Waits until something that was armed is ready, for [`Readiness::wake`], or until `timeout` has passed. `ready` hears of what is
@@ -52,8 +51,7 @@ impl Readiness {
             [&self.wake.as_fd(), &self.readable.as_fd(), &self.writable.as_fd()].map(|fd| Interest::readable(*fd));
         sys::poll(&mut interests, Some(timeout))?;
         if interests[0].is_ready() {
-            // Fails when another waiter was quicker to read it, which is as good.
-            let _ = (&self.wake).read(&mut [0; 8]);
+            self.wake.clear();
         }
         for (set, direction) in [(&self.readable, Direction::Read), (&self.writable, Direction::Write)] {
             // A token is the u32 that it was armed with.

@@ -21,7 +21,7 @@ impl Wakeup {
         let _ = (&self.0).write(&1u64.to_ne_bytes());
     }
 
-    /// Makes it unreadable. It may be so already.
+    /// Makes it unreadable. It may be so already, also because another thread was quicker.
     pub fn clear(&self) {
         let _ = (&self.0).read(&mut [0; 8]);
     }

@@ -1,8 +1,6 @@
 //! Threads that end together: how they begin, are told to stop, and how it is told that the last of them has ended.
 
 use std::any::Any;
-use std::fs::File;
-use std::io::Write;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,25 +10,25 @@ use std::time::Duration;
 
 use crate::pump::PumpError;
 use crate::sys::{self, Interest};
+use crate::wakeup::Wakeup;
 
 /// Tells threads to end, also those that wait in ppoll(2).
 #[derive(Debug)]
 pub(crate) struct Stop {
     stopped: AtomicBool,
     /// Readable from the stop on.
-    event: File,
+    event: Wakeup,
 }
 
 impl Stop {
     pub(crate) fn new() -> Result<Stop, PumpError> {
-        let event = sys::event_fd().map_err(|source| PumpError::Wait { call: "eventfd", source })?;
-        Ok(Stop { stopped: AtomicBool::new(false), event: event.into() })
+        let event = Wakeup::new().map_err(|source| PumpError::Wait { call: "eventfd", source })?;
+        Ok(Stop { stopped: AtomicBool::new(false), event })
     }
 
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
-        // Cannot fail but for an overflow of the event's 64 bits, and then it is readable too.
-        let _ = (&self.event).write_all(&1u64.to_ne_bytes());
+        self.event.set();
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
