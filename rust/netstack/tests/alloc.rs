@@ -1,38 +1,14 @@
 //! Packets of connections and datagrams that are there allocate nothing.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[path = "../../proto/tests/counting/mod.rs"]
+mod counting;
+
 use std::net::{IpAddr, SocketAddr};
 use std::task::{Poll, Waker};
 
+use counting::allocations;
 use icx_io::PacketDevice;
 use icx_netstack::{Stack, StackDevice, StackOptions, TcpStream, UdpSocket};
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Counts the allocations of each thread.
-struct Counting;
-
-#[expect(unsafe_code, reason = "a global allocator cannot be written without")]
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // A thread that ends has no counter any more, and nothing to measure.
-        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 fn open(address: &str) -> (Stack, StackDevice) {
     Stack::open(StackOptions::new(vec![(address.parse().unwrap(), 24)], 1400)).unwrap()
@@ -80,9 +56,8 @@ fn no_packet_allocates_once_the_connection_is_there() {
     for _ in 0..20 {
         round(&client, &server, &sender, &receiver);
     }
-    let before = ALLOCATIONS.get();
-    let carried: usize = (0..100).map(|_| round(&client, &server, &sender, &receiver)).sum();
-    let allocations = ALLOCATIONS.get() - before;
+    let mut carried = 0;
+    let count = allocations(|| carried = (0..100).map(|_| round(&client, &server, &sender, &receiver)).sum());
     assert!(carried > 10_000, "{carried}");
-    assert_eq!(allocations, 0, "for {carried} packets");
+    assert_eq!(count, 0, "for {carried} packets");
 }
