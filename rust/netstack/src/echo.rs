@@ -57,7 +57,7 @@ impl Echo {
         if core.is_closed() {
             return Err(DatagramError::StackClosed);
         }
-        let source = core.source_for(to).filter(|_| core.is_host(to)).ok_or(bad)?;
+        let source = core.datagram_source(to).ok_or(bad)?;
         if payload.len() > Self::MAX_PAYLOAD {
             let (given, most) = (payload.len(), Self::MAX_PAYLOAD);
             return Err(DatagramError::TooLong { to: (to, 0).into(), given, most });

@@ -1,14 +1,11 @@
 //! Connections and listeners.
 
 use std::future::poll_fn;
-use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 
 use smoltcp::socket::tcp::{RecvError, State};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::core::Id;
 use crate::error::StreamError;
@@ -147,28 +144,6 @@ impl Drop for TcpStream {
         let mut core = self.shared.lock();
         core.release(Stack::now(), self.id);
         self.shared.wake(core);
-    }
-}
-
-impl AsyncRead for TcpStream {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let received = std::task::ready!(self.poll_recv(buffer.initialize_unfilled(), context.waker()))?;
-        buffer.advance(received);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for TcpStream {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_send(bytes, context.waker()).map_err(io::Error::from)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.close_send().map_err(io::Error::from))
     }
 }
 

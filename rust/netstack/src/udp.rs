@@ -68,8 +68,7 @@ impl UdpSocket {
         if core.is_closed() {
             return Poll::Ready(Err(DatagramError::StackClosed));
         }
-        let source = core.source_for(to.ip()).filter(|_| core.is_host(to.ip()));
-        let Some(source) = source else { return Poll::Ready(Err(DatagramError::BadRemote(to))) };
+        let Some(source) = core.datagram_source(to.ip()) else { return Poll::Ready(Err(DatagramError::BadRemote(to))) };
         let most = most_payload(to.ip(), core.mtu());
         if bytes.len() > most {
             return Poll::Ready(Err(DatagramError::TooLong { to, given: bytes.len(), most }));

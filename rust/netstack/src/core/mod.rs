@@ -288,7 +288,7 @@ impl Core {
             connection.socket().abort();
         }
         self.look_at(id, segment.resets);
-        self.make_ready(id);
+        self.stir(id);
     }
 
     /// Writes the next packet to `out`, with a virtio header before it where there are any. `None`: there is none.
@@ -369,12 +369,13 @@ impl Core {
             }
             match connection.due {
                 Some(due) if due > now => self.arm(id, due),
-                _ => self.make_ready(id),
+                _ => self.stir(id),
             }
         }
     }
 
-    fn make_ready(&mut self, id: Id) {
+    /// Puts a connection in the line of those whose turn comes, as it has something to do.
+    pub(crate) fn stir(&mut self, id: Id) {
         if let Some(connection) = self.connections.get_mut(&id)
             && !connection.queued
         {
@@ -393,7 +394,7 @@ impl Core {
         };
         connection.due = [at, until].into_iter().flatten().min();
         match connection.due {
-            Some(due) if due <= now && has_sent => self.make_ready(id),
+            Some(due) if due <= now && has_sent => self.stir(id),
             Some(due) => self.arm(id, due.max(now.saturating_add(RETRY))),
             None => {}
         }
@@ -557,7 +558,7 @@ impl Core {
             connection.state = State::SynSent;
         }
         self.counters.connects += 1;
-        self.make_ready(id);
+        self.stir(id);
         Ok((id, flow))
     }
 
@@ -574,9 +575,9 @@ impl Core {
         self.options.addresses.iter().any(|&(own, _)| own == address)
     }
 
-    /// Whether something may be sent there.
-    pub(crate) fn is_host(&self, address: IpAddr) -> bool {
-        wire::is_host(address)
+    /// The own address to send a datagram to `remote` from, if one can be sent there.
+    pub(crate) fn datagram_source(&self, remote: IpAddr) -> Option<IpAddr> {
+        self.source_for(remote).filter(|_| wire::is_host(remote))
     }
 
     /// The own address to reach `remote` from: of its network, else the first of its family.
@@ -598,17 +599,12 @@ impl Core {
         self.connections.get(&id).is_some_and(|connection| connection.established)
     }
 
-    /// After a call that gave a connection something to do.
-    pub(crate) fn stir(&mut self, id: Id) {
-        self.make_ready(id);
-    }
-
     /// Ends a connection at once: the peer is told so.
     pub(crate) fn abort(&mut self, id: Id) {
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.failure.get_or_insert(StreamError::Closed);
             connection.socket().abort();
-            self.make_ready(id);
+            self.stir(id);
         }
     }
 
@@ -628,7 +624,7 @@ impl Core {
             return;
         }
         self.look_at(id, false);
-        self.make_ready(id);
+        self.stir(id);
     }
 
     // Listeners.
