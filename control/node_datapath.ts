@@ -270,11 +270,8 @@ function openForwarder(parts: NodeDatapathParts, why: string, kind: "veth" | "tu
     rawUnderlay: { local: local.map((addr) => ({ addr, mac })), outerUdpChecksum: config.outerUdpChecksum },
   }));
   const queues = config.queues ?? found.queues ?? 1;
-  const { tso, uso, gro } = config.offload;
   const { name: deviceName, addresses } = config.device;
-  const tun = kind === "tun"
-    ? TunDevice.open({ library, name: deviceName, mtuBytes, addresses, queues, offload: { tso, uso, gro } })
-    : undefined;
+  const tun = kind === "tun" ? openDevice({ ...parts, queues }) : undefined;
   if (tun !== undefined) owner.use(tun);
   const forwarder = owner.use(
     Forwarder.open({
