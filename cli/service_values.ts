@@ -32,7 +32,8 @@ export interface Reverse {
   readonly remote: Endpoint;
 }
 
-const LOOPBACK = "127.0.0.1";
+/** Where services listen unless they are told where. */
+export const LOOPBACK = "127.0.0.1";
 
 /** `[ADDRESS:]PORT`, a file of users, or both with a comma between them. */
 export function proxyAt(defaultPort: number): ValueParser<"sync", ProxyAt> {

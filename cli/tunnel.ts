@@ -69,11 +69,13 @@ export async function runTunnel(
     if (use !== undefined) return await during(node, { use, forwarding: forwarding.promise, signal });
     announce(args, { config, info, services }, log);
     const ticker = args.statsIntervalMs === undefined ? undefined : setInterval(
-      () =>
-        log("info", trafficLine(node.stats(), args.vni), {
+      () => {
+        const stats = node.stats();
+        log("info", trafficLine(stats, args.vni), {
           event: "counters",
-          ...figures(node.stats(), { vni: args.vni, services }),
-        }),
+          ...figures(stats, { vni: args.vni, services }),
+        });
+      },
       args.statsIntervalMs,
     );
     try {

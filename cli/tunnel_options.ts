@@ -40,8 +40,9 @@ const DEVICES = ["veth", "tun"] as const;
 const ATTACH_MODES = ["auto", "native", "generic"] as const;
 const ZERO_COPY = ["auto", "require", "off"] as const;
 const LATENCIES = ["low", "balanced", "idle"] as const;
-/** Where proxies listen unless they are told where (RFC 1928 section 3; the usual one for the other). */
-const SOCKS_PORT = 1080;
+/** Where a SOCKS proxy listens unless it is told where (RFC 1928 section 3). */
+export const SOCKS_PORT = 1080;
+/** The same for HTTP. */
 const HTTP_PORT = 8118;
 
 /** Where a proxy listens on loopback when its option has no value. */
