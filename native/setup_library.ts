@@ -29,8 +29,9 @@ export async function buildLibrary(checkout: Checkout, out: Console): Promise<vo
     await checkout.updateStamp({ sources, ...(library === undefined ? {} : { library }), afxdp: "" });
   }
   if (await isPlaced(AFXDP_LIBRARY, (await checkout.stamp()).afxdp)) return;
-  // What cargo would only say in the middle of a build script.
-  if (!(await run("clang", ["--version"])).ok) {
+  // What cargo would only say in the middle of a build script. By its path: a permission for a name is one for the program that had it
+  // when this process began, and clang may have been installed since.
+  if (!(await run("/usr/bin/clang", ["--version"])).ok) {
     const absent = { afxdp: "absent" };
     if ((await checkout.stamp()).afxdp === absent.afxdp) return;
     out.line("there is no clang, so the library for the AF_XDP datapath is left out");

@@ -23,6 +23,16 @@ Deno.test("versions are compared place by place as numbers", () => {
   }
 });
 
+Deno.test("the set-up may run what it has only just installed", async () => {
+  const { tasks } = JSON.parse(await fs.readFile(`${REPOSITORY}deno.json`, "utf8"));
+  for (const task of ["setup", "setup:test", "build"]) {
+    const [, allowed = ""] = /--allow-run=(\S+)/.exec(tasks[task].command) ?? [];
+    // Deno looks for a bare name once, when it starts, and allows nothing where it finds none.
+    const names = allowed.split(",").filter((program: string) => !program.includes("/"));
+    deepStrictEqual(names, ["cargo"], `${task} allows what is installed by its path`);
+  }
+});
+
 const REPOSITORY = fileURLToPath(new URL("../../", import.meta.url));
 
 /** Notes each build, fails when it meets another one, and is done once there is a file `go`, or the checkout is gone. */
