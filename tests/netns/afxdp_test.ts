@@ -123,7 +123,7 @@ async function links(host: Host): Promise<string[]> {
 /** What icx may change on the interface of a host. */
 async function settings(host: Host): Promise<string> {
   const script =
-    'ethtool -k phy | sed "s/ \\[.*//"; cd /sys/class/net/phy && grep . napi_defer_hard_irqs gro_flush_timeout';
+    'ethtool -k phy | sed "s/ \\[.*//"; cd /sys/class/net/phy && grep . napi_defer_hard_irqs gro_flush_timeout threaded';
   return await host.ok(["bash", "-euo", "pipefail", "-c", script]);
 }
 

@@ -8,7 +8,7 @@ sed 1d /proc/net/udp /proc/net/udp6 /proc/net/raw /proc/net/packet /proc/net/net
 grep "^XDP " /proc/net/protocols
 sysctl -a 2>/dev/null | grep -E "^net\\.(core|ipv4|ipv6)\\." | sort
 ethtool -k phy
-grep . /sys/class/net/phy/napi_defer_hard_irqs /sys/class/net/phy/gro_flush_timeout
+grep . /sys/class/net/phy/napi_defer_hard_irqs /sys/class/net/phy/gro_flush_timeout /sys/class/net/phy/threaded
 ls /run/icx 2>/dev/null | grep "^$(stat -Lc %i /proc/self/ns/net)-"
 true
 `;

@@ -27,7 +27,7 @@ use super::umem::{Pool, Port, RING, frame_bytes_for, frames_for, max_mtu};
 use super::veth::{VethConfig, VethPair};
 use super::worker::{ForwarderCounters, Inner, Shared, Tally, WorkerParts, work};
 use crate::clock;
-use crate::pump::{PumpCounters, PumpError};
+use crate::pump::{Latency, PumpCounters, PumpError};
 use crate::sys::{self, Interest, Umem, Xsk, XskConfig};
 use crate::workers::{self, Stop, Workers, lock};
 
@@ -122,6 +122,7 @@ struct Plan {
     attach: AttachMode,
     zero_copy: ZeroCopy,
     busy_poll: Option<BusyPoll>,
+    napi_threads: bool,
     mac: MacAddr,
     queues: u32,
     frame_bytes: u32,
@@ -167,7 +168,10 @@ impl Forwarder {
             Underlay::Raw { local, .. } => local.iter().map(|local| local.mac).collect::<Vec<_>>(),
             Underlay::Udp => return Err(ForwarderError::Underlay { interface }),
         };
-        let nic = Nic::claim(NicConfig { name: &interface, busy_poll: busy_poll.is_some() })
+        // It costs some microseconds each time that a thread is woken, and with a veth pair inside it brings little.
+        let is_tun = matches!(device, DeviceConfig::Tun(_));
+        let napi_threads = is_tun && busy_poll.is_none() && config.latency != Latency::Low;
+        let nic = Nic::claim(NicConfig { name: &interface, busy_poll: busy_poll.is_some(), napi_threads })
             .map_err(|error| ForwarderError::of(error.errno(), error))?;
         let link = nic.link().clone();
         if !link.up {
@@ -232,6 +236,7 @@ impl Forwarder {
             attach,
             zero_copy,
             busy_poll,
+            napi_threads,
             mac,
             queues,
             frame_bytes,
@@ -633,8 +638,8 @@ impl Supervisor {
             return Err(ForwarderError::MtuTooLarge { interface: link.name.clone(), mtu, frame, most });
         }
         self.nic = None;
-        let busy_poll = self.plan.busy_poll.is_some();
-        let nic = Nic::claim(NicConfig { name: &link.name, busy_poll })
+        let (busy_poll, napi_threads) = (self.plan.busy_poll.is_some(), self.plan.napi_threads);
+        let nic = Nic::claim(NicConfig { name: &link.name, busy_poll, napi_threads })
             .map_err(|error| ForwarderError::of(error.errno(), error))?;
         if nic.queues() < self.plan.queues {
             let (given, there) = (self.plan.queues, nic.queues());

@@ -19,6 +19,12 @@ const MERGING: [&str; 5] = ["rx-gro", "rx-lro", "rx-udp-gro-forwarding", "rx-gro
 /// for so many polls that found nothing, and for so many nanoseconds at most.
 const BUSY_POLL: [(&str, &str); 2] = [("napi_defer_hard_irqs", "2"), ("gro_flush_timeout", "200000")];
 
+/// Threads of the kernel's own handle what the interface receives (Documentation/networking/napi.rst, "Threaded NAPI").
+const NAPI_THREADS: [(&str, &str); 1] = [("threaded", "1")];
+
+/// Whose packets come from another process's transmit call rather than from an interrupt, and are handled within that call.
+const HANDLED_BY_SENDERS: &str = "veth";
+
 /// The interface by index and hardware address, in the notes. Another namespace may have had the inode that this one has, and an
 /// interface with the same name and index.
 const LINK_NOTE: &str = "link";
@@ -29,6 +35,8 @@ pub(crate) struct NicConfig<'a> {
     pub(crate) name: &'a str,
     /// Set the interface for busy polling too.
     pub(crate) busy_poll: bool,
+    /// Where whoever sends to the interface would handle what it receives, let threads do it.
+    pub(crate) napi_threads: bool,
 }
 
 /// An interface that is claimed and set for AF_XDP as long as this value. Where the process is killed, the next one
@@ -97,7 +105,7 @@ impl Nic {
         let changes = Changes::default();
         let mut nic = Nic { link, queues, driver, settings: Vec::new(), changes, netlink, ethtool, claim };
         nic.put_back_notes()?;
-        nic.change(config.busy_poll)?;
+        nic.change(config)?;
         Ok(nic)
     }
 
@@ -132,7 +140,7 @@ impl Nic {
         Ok(())
     }
 
-    fn change(&mut self, busy_poll: bool) -> Result<(), NicError> {
+    fn change(&mut self, config: NicConfig<'_>) -> Result<(), NicError> {
         let name = &self.link.name;
         let on = || -> Result<Vec<_>, OffloadError> {
             let features = self.ethtool.features(name)?.into_iter();
@@ -140,7 +148,9 @@ impl Nic {
         };
         let features = on()?.into_iter().filter(|feature| feature.changeable).map(|feature| feature.name);
         let mut changes = Changes { features: features.collect(), values: Vec::new() };
-        for (attribute, new) in BUSY_POLL.into_iter().filter(|_| busy_poll) {
+        let napi_threads = config.napi_threads && self.driver() == Some(HANDLED_BY_SENDERS);
+        let busy_poll = BUSY_POLL.into_iter().filter(|_| config.busy_poll);
+        for (attribute, new) in busy_poll.chain(NAPI_THREADS.into_iter().filter(|_| napi_threads)) {
             match Value::open(&self.link, attribute, new) {
                 Ok(value) if value.old == new => {}
                 Ok(value) => changes.values.push(value),
@@ -159,7 +169,7 @@ impl Nic {
         self.settings.extend(remaining.iter().map(|feature| format!("{feature} stays on: frames may arrive merged")));
         for value in &self.changes.values {
             let Value { attribute, old, new, .. } = value;
-            self.settings.push(match value.set(new) {
+            self.settings.push(match self.set(name, value, new) {
                 Ok(()) => format!("{attribute}: {old} -> {new}"),
                 Err(error) => format!("{attribute} stays at {old}: {error}"),
             });
@@ -170,15 +180,28 @@ impl Nic {
     /// Puts everything back, as far as it goes: the interface may be gone. What somebody else has set meanwhile stays.
     fn put_back(&mut self) {
         let changes = std::mem::take(&mut self.changes);
+        // It may have another name by now.
+        let Ok(Some(link)) = link::by_index(&mut self.netlink, self.link.index) else { return };
         for value in changes.values {
             if value.current().is_ok_and(|current| current == value.new) {
-                let _ = value.set(&value.old);
+                let _ = self.set(&link.name, &value, &value.old);
             }
         }
-        // It may have another name by now.
-        if let Ok(Some(link)) = link::by_index(&mut self.netlink, self.link.index) {
-            let _ = self.ethtool.switch(&link.name, &changes.features, true);
+        let _ = self.ethtool.switch(&link.name, &changes.features, true);
+    }
+
+    /// Sets a value of the interface, which is called `name` at present.
+    fn set(&self, name: &str, value: &Value, text: &str) -> io::Result<()> {
+        let result = value.set(text);
+        if result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EOPNOTSUPP)) {
+            // There is nothing yet to have threads (`modify_napi_threaded` in net/core/net-sysfs.c): a veth has its NAPI instances only
+            // while it merges (`veth_set_features` in drivers/net/veth.c) or has a program. The setting stays with the interface.
+            self.ethtool.switch(name, &["rx-gro"], true).map_err(io::Error::other)?;
+            let again = value.set(text);
+            self.ethtool.switch(name, &["rx-gro"], false).map_err(io::Error::other)?;
+            return again;
         }
+        result
     }
 }
 
@@ -220,7 +243,7 @@ impl Changes {
         }
         let was_on = |feature: &&str| notes.contains(&(*feature, "on"));
         let features = MERGING.iter().filter(|feature| was_on(feature)).map(|&feature| feature.to_owned());
-        let values = BUSY_POLL.into_iter().filter_map(|(attribute, new)| {
+        let values = BUSY_POLL.into_iter().chain(NAPI_THREADS).filter_map(|(attribute, new)| {
             let (_, old) = notes.iter().find(|(key, _)| *key == attribute)?;
             Some(Value { old: (*old).to_owned(), ..Value::open(link, attribute, new).ok()? })
         });
@@ -322,12 +345,16 @@ mod tests {
         format!("/sys/class/net/{name}/{attribute}")
     }
 
+    fn value(name: &str, attribute: &str) -> String {
+        fs::read_to_string(path(name, attribute)).unwrap().trim().to_owned()
+    }
+
     fn values(name: &str) -> [String; 2] {
-        BUSY_POLL.map(|(attribute, _)| fs::read_to_string(path(name, attribute)).unwrap().trim().to_owned())
+        BUSY_POLL.map(|(attribute, _)| value(name, attribute))
     }
 
     fn claim(busy_poll: bool) -> Result<Nic, NicError> {
-        Nic::claim(NicConfig { name: "phy0", busy_poll })
+        Nic::claim(NicConfig { name: "phy0", busy_poll, napi_threads: false })
     }
 
     const SWITCHABLE: [&str; 3] = ["rx-gro", "rx-gro-list", "rx-udp-gro-forwarding"];
@@ -368,6 +395,25 @@ mod tests {
             assert_eq!((nic.settings().len(), values("phy0")), (0, ["0".to_owned(), "1000".to_owned()]));
             drop(nic);
             assert_eq!(is_merging("phy0"), [""; 0]);
+        });
+    }
+
+    #[test]
+    fn threads_take_what_senders_would_handle_and_go_with_the_claim() {
+        with_interface(|| {
+            let claim = || Nic::claim(NicConfig { name: "phy0", busy_poll: false, napi_threads: true }).unwrap();
+            let nic = claim();
+            assert_eq!(value("phy0", "threaded"), "1");
+            assert!(nic.settings().contains(&"threaded: 0 -> 1".to_owned()), "{:?}", nic.settings());
+            drop(nic);
+            assert_eq!(value("phy0", "threaded"), "0");
+
+            // A killed instance's are put back, too.
+            let nic = claim();
+            nic.claim.abandon();
+            std::mem::forget(nic);
+            drop(Nic::claim(NicConfig { name: "phy0", busy_poll: false, napi_threads: false }).unwrap());
+            assert_eq!(value("phy0", "threaded"), "0");
         });
     }
 
@@ -455,11 +501,14 @@ mod tests {
     fn an_interface_without_channels_has_the_queues_that_it_was_made_with() {
         let Some(namespace) = NetNs::new() else { return };
         namespace.run(|| {
-            let nic = Nic::claim(NicConfig { name: "lo", busy_poll: false }).unwrap();
+            sys::mount_sysfs().unwrap();
+            let nic = Nic::claim(NicConfig { name: "lo", busy_poll: false, napi_threads: true }).unwrap();
             assert_eq!((nic.queues(), nic.driver()), (1, None));
+            assert_eq!(value("lo", "threaded"), "0", "only where senders handle what is received");
             let index = nic.link().index;
             assert_eq!(super::allocated_queues(&mut Netlink::open().unwrap(), index).unwrap(), 1);
-            let missing = Nic::claim(NicConfig { name: "no-such-link0", busy_poll: false }).unwrap_err();
+            let missing =
+                Nic::claim(NicConfig { name: "no-such-link0", busy_poll: false, napi_threads: false }).unwrap_err();
             assert!(matches!(missing, NicError::Link(LinkError::NotFound(_))), "{missing:?}");
         });
     }
