@@ -3,7 +3,7 @@
 import { stripVTControlCharacters } from "node:util";
 import { formatMessage } from "@optique/core/message";
 import { EXIT, type ExitCode, exitCodeOf } from "./exit.ts";
-import { type Arguments, commandOf, findMisspelling, parseArguments } from "./options.ts";
+import { type Arguments, commandOf, findMisspelling, findProxyValue, parseArguments } from "./options.ts";
 import { parserOptions } from "./parser_options.ts";
 import { columns, err, out, painter, takesColour } from "./terminal.ts";
 
@@ -30,7 +30,7 @@ function parse(args: readonly string[]): Arguments {
     aboveError: bare ? "help" : "none",
     onError: (code, error) => {
       const text = bare ? "there is no command." : oneLine(formatMessage(error, { colors: takesColour("stderr") }));
-      complain(text, advice(args));
+      complain(text, advice(args, { lacksPeer: text.includes("PEER-HOST") }));
       return end(code);
     },
     stdout: (text) => out(`${text}\n`),
@@ -46,12 +46,16 @@ function oneLine(text: string): string {
 }
 
 /** What to do about arguments that cannot be used. */
-function advice(args: readonly string[]): string {
+function advice(args: readonly string[], { lacksPeer }: { readonly lacksPeer: boolean }): string {
   const misspelling = findMisspelling(args);
   const meant = misspelling === undefined || misspelling.similar.length === 0
     ? ""
     : `Did you mean ${misspelling.similar.join(" or ")} instead of ${misspelling.given}? `;
-  return `${meant}See ${["icx", commandOf(args) ?? [], "--help"].flat().join(" ")}.`;
+  const proxy = lacksPeer ? findProxyValue(args) : undefined;
+  const taken = proxy === undefined
+    ? ""
+    : `${proxy.option} took ${proxy.value} as the place to listen on: if that is the peer, put it in front of the options. `;
+  return `${meant}${taken}See ${["icx", commandOf(args) ?? [], "--help"].flat().join(" ")}.`;
 }
 
 /** Says what is wrong, in one line, and what to do. */

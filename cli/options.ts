@@ -414,3 +414,15 @@ export function findMisspelling(
   }
   return undefined;
 }
+
+/** The first proxy in `args` with a value in an argument of its own: where a peer went that was meant to stand alone. */
+export function findProxyValue(
+  args: readonly string[],
+): { readonly option: string; readonly value: string } | undefined {
+  for (const [at, option] of args.entries()) {
+    const value = args[at + 1];
+    const port = DEFAULT_PROXY_PORTS[option];
+    if (port !== undefined && value !== undefined && !value.startsWith("-")) return { option, value };
+  }
+  return undefined;
+}

@@ -264,6 +264,12 @@ const ROWS: readonly ErrorRow[] = [
   { ...value("--vni", "-1"), name: "a value of the bare form", args: [...KEYS, "--vni", "-1", "p:1"] },
 
   // What a node without a device serves, and asks.
+  {
+    name: "a proxy's option takes the peer",
+    args: ["proxy", ...KEYS, "--socks5", "192.0.2.2:6081"],
+    code: 2,
+    says: ["PEER-HOST:PORT", "--socks5 took 192.0.2.2:6081 as the place to listen on", "in front of the options"],
+  },
   valueOf("proxy", "--socks5", "0", "such as 1080", "file of users"),
   valueOf("proxy", "--socks5", "65536", "such as 1080"),
   valueOf("proxy", "--socks5", "127.0.0.1:1080,", "both with a comma"),

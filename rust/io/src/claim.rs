@@ -1,8 +1,8 @@
 //! Claims on interfaces: one living instance for each, and notes that outlive an instance that was killed.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Read, Seek};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::link;
@@ -94,11 +94,11 @@ impl Claim {
         Ok(String::from_utf8_lossy(&notes).into_owned())
     }
 
-    /// Replaces the notes.
+    /// Replaces the notes. Whoever is killed meanwhile has lost none of them: the end of older ones may stand behind the new ones.
     pub(crate) fn note(&mut self, notes: &str) -> Result<(), ClaimError> {
-        let written = self.file.set_len(0).and_then(|()| self.file.rewind());
+        let written = self.file.write_all_at(notes.as_bytes(), 0);
         written
-            .and_then(|()| self.file.write_all(notes.as_bytes()))
+            .and_then(|()| self.file.set_len(notes.len() as u64))
             .map_err(|source| failed("write", &self.path, source))?;
         self.settled = true;
         Ok(())

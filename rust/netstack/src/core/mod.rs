@@ -42,7 +42,7 @@ const EPHEMERAL: std::ops::RangeInclusive<u16> = 49_152..=65_535;
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Connections that only wait for late packets (TIME-WAIT). The oldest of more is forgotten.
-const MAX_TIME_WAIT: usize = 256;
+const MAX_TIME_WAIT: usize = 64;
 
 /// Connections of one listener whose handshake is under way, and those that wait to be accepted.
 const BACKLOG: usize = 256;
