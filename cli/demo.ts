@@ -33,7 +33,7 @@ export async function demo(): Promise<ExitCode> {
   });
 }
 
-/** Namespaces and devices for root, unless it is one without that right, as in most containers. */
+/** Namespaces and devices for root, unless it is one without that right or without /dev/net/tun, as in most containers. */
 async function openStage(): Promise<Stage> {
   if (process.getuid?.() !== 0) {
     return await NetstackStage.open("there is no right to a device (run it as root for that)");
@@ -42,7 +42,7 @@ async function openStage(): Promise<Stage> {
     return await DeviceStage.open();
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
-    return await NetstackStage.open(`there can be no namespaces (${reason})`);
+    return await NetstackStage.open(`there can be no namespaces with devices (${reason})`);
   }
 }
 

@@ -97,9 +97,16 @@ export class DeviceStage implements Stage {
     this.underlay = [`${place("a")} and ${place("b")}, joined by a veth pair, MTU 1500`];
   }
 
-  /** Makes the namespaces. */
+  /** Makes the namespaces, and looks whether there can be devices in them: a container of root's may have the right, and no /dev/net/tun. */
   static async open(): Promise<DeviceStage> {
-    return new DeviceStage(await NamespacePair.open("demo"));
+    const host = await NamespacePair.open("demo");
+    try {
+      for (const action of ["add", "del"]) await host.ip("a", "tuntap", action, "dev", "probe", "mode", "tun");
+    } catch (error) {
+      await host[Symbol.asyncDispose]();
+      throw error;
+    }
+    return new DeviceStage(host);
   }
 
   startNode(side: Side, peerKey: string): NodeProcess {

@@ -56,6 +56,26 @@ Deno.test({
   },
 });
 
+Deno.test({
+  name: "root without /dev/net/tun gets the demo that takes no device, and is told why",
+  ignore,
+  async fn() {
+    const script = 'mount -t tmpfs none /dev/net && exec "$0" demo';
+    const child = new Deno.Command("/bin/sh", {
+      args: ["-c", 'exec unshare --mount /bin/sh -c "$0" "$1"', script, LAUNCHER],
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+    const { code, stdout, stderr } = await child.output();
+    const text = decoder.decode(stdout);
+    strictEqual(code, 0, `${text}\n${decoder.decode(stderr)}`);
+    match(text, /there can be no namespaces with devices \(.*tuntap.*No such file/);
+    strictEqual(text.match(/content equal on both sides/g)?.length, 2);
+    strictEqual((await leftovers(child.pid)).join(), "");
+  },
+});
+
 for (const signal of ["SIGINT", "SIGTERM", "SIGKILL"] as const) {
   Deno.test({
     name: `a demo ended by ${signal} leaves nothing behind`,
