@@ -298,7 +298,7 @@ function announce(
     ],
     ...(info.forwarder === undefined || info.forwarder.settings.length === 0
       ? []
-      : [["changed", `until the end ${info.forwarder.interface} has ${info.forwarder.settings.join(", ")}`]]),
+      : [["changed", `on ${info.forwarder.interface}, until the end: ${info.forwarder.settings.join("; ")}`]]),
     info.datapath === "netstack"
       ? ["inside", `MTU ${info.device.mtuBytes}, ${addresses}; answers ping`]
       : ["device", `${info.device.name}, MTU ${info.device.mtuBytes}, ${addresses}`],

@@ -136,7 +136,7 @@ impl Nic {
             return Ok(());
         }
         self.put_back();
-        self.settings.push("what an icx that was killed had changed is put back first".to_owned());
+        self.settings.push("first, what an icx that was killed had changed was put back".to_owned());
         Ok(())
     }
 
