@@ -168,9 +168,10 @@ impl Forwarder {
             Underlay::Raw { local, .. } => local.iter().map(|local| local.mac).collect::<Vec<_>>(),
             Underlay::Udp => return Err(ForwarderError::Underlay { interface }),
         };
-        // It costs some microseconds each time that a thread is woken, and with a veth pair inside it brings little.
+        // A thread to wake costs some microseconds each time. With a veth pair inside, or one processor only, it brings nothing.
         let is_tun = matches!(device, DeviceConfig::Tun(_));
-        let napi_threads = is_tun && busy_poll.is_none() && config.latency != Latency::Low;
+        let has_processors = thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
+        let napi_threads = is_tun && has_processors && busy_poll.is_none() && config.latency != Latency::Low;
         let nic = Nic::claim(NicConfig { name: &interface, busy_poll: busy_poll.is_some(), napi_threads })
             .map_err(|error| ForwarderError::of(error.errno(), error))?;
         let link = nic.link().clone();
