@@ -8,6 +8,7 @@ pub mod authentic;
 pub mod control;
 pub mod engine_model;
 pub mod ffi;
+pub mod netstack;
 pub mod offload;
 pub mod state;
 pub mod wire;
@@ -16,7 +17,7 @@ pub mod wire;
 pub type Check = fn(&[u8]);
 
 /// Every check by the name of its fuzz target and of its corpus folder.
-pub const TARGETS: [(&str, Check); 25] = [
+pub const TARGETS: [(&str, Check); 29] = [
     ("announced_spis", state::announced_spis),
     ("authentic_packet", authentic::packet),
     ("certificate", control::certificate),
@@ -28,6 +29,7 @@ pub const TARGETS: [(&str, Check); 25] = [
     ("ffi_json", ffi::json),
     ("geneve", wire::geneve),
     ("geneve_header", wire::geneve_header),
+    ("http_connect", netstack::http_connect),
     ("icmp_too_big", wire::icmp_too_big),
     ("identity_pem", control::identity_pem),
     ("inner", wire::inner),
@@ -38,8 +40,11 @@ pub const TARGETS: [(&str, Check); 25] = [
     ("offload_cut", offload::cut),
     ("offload_merge", offload::merge),
     ("outer", wire::outer),
+    ("proxy_users", netstack::proxy_users),
     ("public_key", control::public_key),
     ("rate_limit", state::rate_limit),
     ("replay_window", state::replay_window),
     ("route_table", state::route_table),
+    ("socks_address", netstack::socks_address),
+    ("stack_packets", netstack::stack_packets),
 ];

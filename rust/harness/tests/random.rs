@@ -104,6 +104,6 @@ macro_rules! targets {
 
 targets! {
     announced_spis authentic_packet certificate control_frame engine_frame engine_model ffi_batch ffi_handles ffi_json
-    geneve geneve_header icmp_too_big identity_pem inner ip_prefix key_plane mss_clamp neighbor offload_cut offload_merge outer
-    public_key rate_limit replay_window route_table
+    geneve geneve_header http_connect icmp_too_big identity_pem inner ip_prefix key_plane mss_clamp neighbor offload_cut offload_merge outer
+    proxy_users public_key rate_limit replay_window route_table socks_address stack_packets
 }

@@ -63,7 +63,7 @@ impl Status {
 
 /// Why a request is refused, and in which words.
 #[derive(Debug, PartialEq, Eq)]
-struct Refusal {
+pub(super) struct Refusal {
     status: Status,
     reason: String,
 }
@@ -73,7 +73,7 @@ impl Refusal {
         Refusal { status, reason: reason.into() }
     }
 
-    fn response(&self) -> String {
+    pub(super) fn response(&self) -> String {
         let Refusal { status, reason } = self;
         let (line, field, length) = (status.line(), status.field(), reason.len() + 1);
         format!(
@@ -161,7 +161,7 @@ async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Resul
 
 /// Where the empty line is that ends a head, of which the first `searched` bytes have been looked through. A line may end without
 /// CR (RFC 9112 section 2.2).
-fn end_of_head(buffer: &[u8], searched: usize) -> Option<usize> {
+pub(super) fn end_of_head(buffer: &[u8], searched: usize) -> Option<usize> {
     let from = searched.saturating_sub(3);
     let ends = |at: usize| buffer[at..].starts_with(b"\n\n") || buffer[at..].starts_with(b"\n\r\n");
     let at = (from..buffer.len()).find(|&at| ends(at))?;
@@ -169,7 +169,7 @@ fn end_of_head(buffer: &[u8], searched: usize) -> Option<usize> {
 }
 
 /// Where a request with this head wants to go.
-fn check(head: &[u8], credentials: Option<&Credentials>) -> Result<Target, Refusal> {
+pub(super) fn check(head: &[u8], credentials: Option<&Credentials>) -> Result<Target, Refusal> {
     let malformed = |reason: &str| Refusal::new(Status::BadRequest, reason);
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut request = Request::new(&mut fields);

@@ -41,6 +41,42 @@ pub use self::notice::ProxyNotice;
 pub use self::options::{NameResolution, Protocol, ProxyOptions, Service};
 pub use self::target::{Host, Target, TargetError};
 
+/// What proxies read from strangers, for those who try to break it.
+#[doc(hidden)]
+pub mod parsers {
+    use super::http;
+    use super::socks::wire;
+    use super::target::Target;
+
+    /// Where a request's head ends, and where the request wants to go; the texts of refusals otherwise.
+    pub fn http_connect(bytes: &[u8]) -> Option<(usize, Result<Target, String>)> {
+        let len = http::end_of_head(bytes, 0)?;
+        Some((len, http::check(&bytes[..len], None).map_err(|refusal| refusal.response())))
+    }
+
+    /// The same of what has come in two pieces.
+    pub fn http_head_of_pieces(bytes: &[u8], first: usize) -> Option<usize> {
+        http::end_of_head(&bytes[..first], 0).or_else(|| http::end_of_head(bytes, first))
+    }
+
+    /// An address of SOCKS and its length.
+    pub fn socks_address(bytes: &[u8]) -> Option<(Target, usize)> {
+        wire::read_address(bytes)
+    }
+
+    /// A datagram's fragment number, its target and its payload.
+    pub fn socks_datagram(bytes: &[u8]) -> Option<(u8, Target, &[u8])> {
+        wire::read_datagram(bytes).map(|(header, payload)| (header.fragment, header.target, payload))
+    }
+
+    /// What [`socks_address`] reads, of an address.
+    pub fn write_socks_address(address: std::net::SocketAddr) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        wire::write_address(address, &mut bytes);
+        bytes
+    }
+}
+
 /// Called once, after everything is closed.
 type OnEnd = Box<dyn FnOnce(Result<(), ProxyError>) + Send>;
 

@@ -1,7 +1,7 @@
 //! SOCKS5 (RFC 1928), with users and passwords (RFC 1929).
 
 mod associate;
-mod wire;
+pub(super) mod wire;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

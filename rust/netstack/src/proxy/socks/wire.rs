@@ -67,7 +67,7 @@ pub(super) fn address_len(kind: u8, next: u8) -> Option<usize> {
 }
 
 /// Reads an address from the start of `bytes`, and its length. None: there is none.
-pub(super) fn read_address(bytes: &[u8]) -> Option<(Target, usize)> {
+pub(in crate::proxy) fn read_address(bytes: &[u8]) -> Option<(Target, usize)> {
     let &[kind, next, ..] = bytes else { return None };
     let len = address_len(kind, next)?;
     let (host, port) = bytes.get(1..len)?.split_last_chunk()?;
@@ -80,7 +80,7 @@ pub(super) fn read_address(bytes: &[u8]) -> Option<(Target, usize)> {
 }
 
 /// Appends an address.
-pub(super) fn write_address(address: SocketAddr, to: &mut Vec<u8>) {
+pub(in crate::proxy) fn write_address(address: SocketAddr, to: &mut Vec<u8>) {
     match address.ip() {
         IpAddr::V4(ip) => {
             to.push(IPV4);
@@ -96,17 +96,17 @@ pub(super) fn write_address(address: SocketAddr, to: &mut Vec<u8>) {
 
 /// What stands before the payload of a datagram (section 7).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct DatagramHeader {
+pub(in crate::proxy) struct DatagramHeader {
     /// Not 0: it is a fragment.
-    pub(super) fragment: u8,
-    pub(super) target: Target,
+    pub(in crate::proxy) fragment: u8,
+    pub(in crate::proxy) target: Target,
 }
 
 /// The longest header that [`write_header`] makes.
 pub(super) const MAX_HEADER: usize = 3 + 1 + 16 + 2;
 
 /// A datagram's header and payload. None: it has no header.
-pub(super) fn read_datagram(bytes: &[u8]) -> Option<(DatagramHeader, &[u8])> {
+pub(in crate::proxy) fn read_datagram(bytes: &[u8]) -> Option<(DatagramHeader, &[u8])> {
     let (&[_, _, fragment], rest) = bytes.split_first_chunk()?;
     let (target, len) = read_address(rest)?;
     Some((DatagramHeader { fragment, target }, &rest[len..]))
