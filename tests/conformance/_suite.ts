@@ -408,6 +408,10 @@ export function conformance(bench: Bench, { only = "" }: { readonly only?: strin
     const { rig, peer, engine } = set;
     const window = 16;
     await running(set, async () => {
+      // A TUN device with several queues gives out a flow by the queue that the flow comes in by, once it has seen that (`tun_flow_update` in
+      // drivers/net/tun.c). What it gave out before may be overtaken, and that is not what this is about.
+      await rig.outside.send(peer.seal(numbered(0)));
+      strictEqual(numberOf(await rig.inside.receive()), 0);
       for (let generation = 1; generation <= 25; generation++) {
         for (let i = 0; i < window; i++) {
           await rig.inside.send(numbered(generation * window + i));
@@ -423,7 +427,7 @@ export function conformance(bench: Bench, { only = "" }: { readonly only?: strin
       }
     });
     const { rx_packets, tx_packets } = engine.counters(VNI);
-    deepStrictEqual([rx_packets, tx_packets], [400n, 400n]);
+    deepStrictEqual([rx_packets, tx_packets], [401n, 400n]);
     addsUp(rig.datapath);
   });
 }
