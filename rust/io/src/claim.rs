@@ -214,7 +214,7 @@ mod tests {
     use std::{fs, thread};
 
     use super::{Claim, ClaimError, DIRECTORY, interface_of, lock_directory, namespace_inode, remove_void_files};
-    use crate::test_support::NetNs;
+    use crate::test_support::{NetNs, never_drop};
 
     #[test]
     fn one_interface_has_one_owner_in_each_namespace() {
@@ -255,7 +255,7 @@ mod tests {
             claim.note("a longer first note").unwrap();
             claim.note("second").unwrap();
             claim.abandon();
-            std::mem::forget(claim);
+            never_drop(claim);
             let mut claim = Claim::take("eth0").unwrap();
             assert_eq!(claim.notes().unwrap(), "second");
             // Whoever could not make use of them leaves them to the next.
@@ -276,7 +276,7 @@ mod tests {
             notes.iter().for_each(|notes| claim.note(notes).unwrap());
             claim.abandon();
             let path = claim.path.clone();
-            std::mem::forget(claim);
+            never_drop(claim);
             path
         };
         let void = gone.run(|| [abandoned("void0", &[]), abandoned("void1", &["done", ""])]);

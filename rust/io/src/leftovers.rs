@@ -178,7 +178,7 @@ mod tests {
 
     use super::*;
     use crate::device;
-    use crate::test_support::{NetNs, rename};
+    use crate::test_support::{NetNs, never_drop, rename};
     use crate::tun::{Tun, TunConfig, TunError, TunOffload};
 
     const ADDRESSES: [&str; 2] = ["10.9.0.1", "fd00:9::1"];
@@ -222,7 +222,7 @@ mod tests {
     fn abandoned_pair(name: &str, addresses: &[&str]) {
         let claim = claimed_pair(name, addresses);
         claim.abandon();
-        std::mem::forget(claim);
+        never_drop(claim);
     }
 
     fn open(name: &str, addresses: &[&str]) -> Result<Tun, TunError> {
@@ -255,7 +255,7 @@ mod tests {
             claim.note(MAKING).unwrap();
             make_pair("icx0", &[], None);
             claim.abandon();
-            std::mem::forget(claim);
+            never_drop(claim);
             drop(open("icx0", &[]).unwrap());
             assert_eq!(Claim::take("icx0").unwrap().notes().unwrap(), "");
             make_pair("icx0", &[], None);

@@ -1,9 +1,11 @@
 //! Network namespaces for tests that need to be root.
 
+use std::any::Any;
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::panic::resume_unwind;
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,12 @@ use netlink_packet_route::route::{
 
 use crate::netlink::{Netlink, NetlinkError};
 use crate::{device, route, sys};
+
+/// Leaves a value as the process that had it would if it were killed: it is never dropped. Leak checkers can still reach it.
+pub(crate) fn never_drop<T: Send + 'static>(value: T) {
+    static KEPT: Mutex<Vec<Box<dyn Any + Send>>> = Mutex::new(Vec::new());
+    KEPT.lock().unwrap().push(Box::new(value));
+}
 
 /// A network namespace with its loopback up. It goes away with this value and what was opened inside.
 pub(crate) struct NetNs(File);

@@ -318,7 +318,7 @@ mod tests {
     use crate::link;
     use crate::netlink::Netlink;
     use crate::sys;
-    use crate::test_support::{NetNs, delete, rename};
+    use crate::test_support::{NetNs, delete, never_drop, rename};
 
     /// A namespace with its own sysfs and an interface `eth0` with two queues, on which `body` runs; everything that
     /// merges frames is on, as far as it goes on a veth.
@@ -411,7 +411,7 @@ mod tests {
             // A killed instance's are put back, too.
             let nic = claim();
             nic.claim.abandon();
-            std::mem::forget(nic);
+            never_drop(nic);
             drop(Nic::claim(NicConfig { name: "phy0", busy_poll: false, napi_threads: false }).unwrap());
             assert_eq!(value("phy0", "threaded"), "0");
         });
@@ -439,13 +439,13 @@ mod tests {
             assert!(error.to_string().contains("phy0"), "{error}");
             assert_eq!((is_merging("phy0").len(), values("phy0")), (0, ["2".to_owned(), "200000".to_owned()]));
             owner.claim.abandon();
-            std::mem::forget(owner);
+            never_drop(owner);
 
             let nic = claim(false).unwrap();
             assert!(nic.settings()[0].contains("put back"), "{:?}", nic.settings());
             assert_eq!((is_merging("phy0").len(), values("phy0")), (0, ["0".to_owned(), "0".to_owned()]));
             nic.claim.abandon();
-            std::mem::forget(nic);
+            never_drop(nic);
             drop(claim(true).unwrap());
             assert_eq!(sorted(is_merging("phy0")), SWITCHABLE);
             assert_eq!(values("phy0"), ["0", "0"]);
@@ -463,7 +463,7 @@ mod tests {
             let other = Link { mac: Some(icx_proto::MacAddr([2, 0, 0, 0, 0, 3])), ..link };
             assert!(Changes::from_notes(&notes, &other).is_empty(), "only the hardware address differs");
             owner.claim.abandon();
-            std::mem::forget(owner);
+            never_drop(owner);
             delete("phy0").unwrap();
             let mac = icx_proto::MacAddr([2, 0, 0, 0, 0, 2]);
             let config = VethConfig { name: "next0".to_owned(), mtu: 1500, mac, addresses: Vec::new(), queues: 1 };

@@ -248,7 +248,7 @@ mod tests {
     use crate::claim::{Claim, ClaimError};
     use crate::netlink::Netlink;
     use crate::sys::Channels;
-    use crate::test_support::{NetNs, delete};
+    use crate::test_support::{NetNs, delete, never_drop};
     use crate::{leftovers, link};
 
     const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
@@ -271,7 +271,7 @@ mod tests {
     /// What the death of the process leaves.
     fn abandon(pair: VethPair) {
         pair.claim.abandon();
-        std::mem::forget(pair);
+        never_drop(pair);
     }
 
     #[test]
@@ -418,7 +418,7 @@ mod tests {
             claim.note(MAKING).unwrap();
             make();
             claim.abandon();
-            std::mem::forget(claim);
+            never_drop(claim);
             VethPair::open(config("icx0", 1400, &[])).expect("what was being made is replaced");
             make();
             let error = VethPair::open(config("icx0", 1400, &[])).unwrap_err();
