@@ -390,10 +390,15 @@ function withDefaultCommand(args: readonly string[]): readonly string[] {
 /** Gives proxies that are asked for without a value their usual place. */
 function withDefaultListeners(args: readonly string[]): readonly string[] {
   return args.flatMap((arg, at) => {
-    const isAlone = (args[at + 1] ?? "-").startsWith("-");
-    const port = DEFAULT_PROXY_PORTS[arg];
-    return isAlone && port !== undefined ? [`${arg}=${port}`] : [arg];
+    const port = DEFAULT_PROXY_PORTS.get(arg);
+    return port !== undefined && valueBehind(args, at) === undefined ? [`${arg}=${port}`] : [arg];
   });
+}
+
+/** The argument behind an option, where that is a value and no option itself. */
+function valueBehind(args: readonly string[], at: number): string | undefined {
+  const next = args[at + 1];
+  return next?.startsWith("-") ? undefined : next;
 }
 
 /** For the first option in `args` that their command does not know: what is misspelt, and the names it may have meant. */
@@ -420,9 +425,8 @@ export function findProxyValue(
   args: readonly string[],
 ): { readonly option: string; readonly value: string } | undefined {
   for (const [at, option] of args.entries()) {
-    const value = args[at + 1];
-    const port = DEFAULT_PROXY_PORTS[option];
-    if (port !== undefined && value !== undefined && !value.startsWith("-")) return { option, value };
+    const value = valueBehind(args, at);
+    if (DEFAULT_PROXY_PORTS.has(option) && value !== undefined) return { option, value };
   }
   return undefined;
 }

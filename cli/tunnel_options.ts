@@ -46,10 +46,10 @@ export const SOCKS_PORT = 1080;
 const HTTP_PORT = 8118;
 
 /** Where a proxy listens on loopback when its option has no value. */
-export const DEFAULT_PROXY_PORTS: Readonly<Record<string, number>> = {
-  "--socks5": SOCKS_PORT,
-  "--http-connect": HTTP_PORT,
-};
+export const DEFAULT_PROXY_PORTS: ReadonlyMap<string, number> = new Map([
+  ["--socks5", SOCKS_PORT],
+  ["--http-connect", HTTP_PORT],
+]);
 
 const identityKey = option(
   "--identity-key",
