@@ -167,38 +167,46 @@ impl Nic {
         let switched = self.changes.features.iter().filter(|feature| !remaining.contains(feature));
         self.settings.extend(switched.map(|feature| format!("{feature}: on -> off")));
         self.settings.extend(remaining.iter().map(|feature| format!("{feature} stays on: frames may arrive merged")));
-        for value in &self.changes.values {
+        let values = std::mem::take(&mut self.changes.values);
+        for value in &values {
             let Value { attribute, old, new, .. } = value;
-            self.settings.push(match self.set(name, value, new) {
+            let result = self.set(value, new);
+            self.settings.push(match result {
                 Ok(()) => format!("{attribute}: {old} -> {new}"),
                 Err(error) => format!("{attribute} stays at {old}: {error}"),
             });
         }
+        self.changes.values = values;
         Ok(())
     }
 
     /// Puts everything back, as far as it goes: the interface may be gone. What somebody else has set meanwhile stays.
     fn put_back(&mut self) {
         let changes = std::mem::take(&mut self.changes);
-        // It may have another name by now.
-        let Ok(Some(link)) = link::by_index(&mut self.netlink, self.link.index) else { return };
         for value in changes.values {
             if value.current().is_ok_and(|current| current == value.new) {
-                let _ = self.set(&link.name, &value, &value.old);
+                let _ = self.set(&value, &value.old);
             }
         }
-        let _ = self.ethtool.switch(&link.name, &changes.features, true);
+        if let Some(name) = self.present_name() {
+            let _ = self.ethtool.switch(&name, &changes.features, true);
+        }
     }
 
-    /// Sets a value of the interface, which is called `name` at present.
-    fn set(&self, name: &str, value: &Value, text: &str) -> io::Result<()> {
+    /// The interface may have another name by now, or be gone.
+    fn present_name(&mut self) -> Option<String> {
+        link::by_index(&mut self.netlink, self.link.index).ok().flatten().map(|link| link.name)
+    }
+
+    fn set(&mut self, value: &Value, text: &str) -> io::Result<()> {
         let result = value.set(text);
         if result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EOPNOTSUPP)) {
             // There is nothing yet to have threads (`modify_napi_threaded` in net/core/net-sysfs.c): a veth has its NAPI instances only
             // while it merges (`veth_set_features` in drivers/net/veth.c) or has a program. The setting stays with the interface.
-            self.ethtool.switch(name, &["rx-gro"], true).map_err(io::Error::other)?;
+            let Some(name) = self.present_name() else { return result };
+            self.ethtool.switch(&name, &["rx-gro"], true).map_err(io::Error::other)?;
             let again = value.set(text);
-            self.ethtool.switch(name, &["rx-gro"], false).map_err(io::Error::other)?;
+            self.ethtool.switch(&name, &["rx-gro"], false).map_err(io::Error::other)?;
             return again;
         }
         result
